@@ -1,0 +1,1 @@
+"""Generated from apis/llmg/backendapi. Not to be edited."""
