@@ -1,0 +1,76 @@
+"""What goes along with a request: who asks, until when, and what was tried for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from llmg.core.errors import Failure
+
+
+class Principal(Struct, frozen=True, kw_only=True):
+    """Who asks. Without keys configured there is one, anonymous."""
+
+    tenant: str = ""
+    teams: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    endpoint: str = ""
+    key_id: str = ""
+    roles: frozenset[str] = frozenset()
+
+
+ANONYMOUS = Principal()
+
+
+class Attempt(Struct, kw_only=True):
+    """One try of one target. Times are monotonic seconds; `ended` and `failure` stay None while it runs well."""
+
+    provider: str
+    model: str
+    started: float
+    ended: float | None = None
+    failure: Failure | None = None
+
+    @property
+    def route(self) -> str:
+        """The target's name as clients see it: `provider/model`."""
+        return f"{self.provider}/{self.model}"
+
+
+class Observer:
+    """Told what happens to a request; does nothing. Tracing, metrics and records override what they need."""
+
+    def attempt_started(self, context: Context, attempt: Attempt) -> None:
+        """A target is being tried."""
+
+    def attempt_ended(self, context: Context, attempt: Attempt) -> None:
+        """It answered to the end, failed, or was left."""
+
+    def committed(self, context: Context, attempt: Attempt) -> None:
+        """Its first content is on the way to the client."""
+
+    def refused(self, context: Context, failure: Failure) -> None:
+        """A door turned the request away before it was asked of anyone."""
+
+    def finished(self, context: Context, failure: Failure | None) -> None:
+        """The request is over."""
+
+
+SILENT = Observer()
+
+
+class Context(Struct, kw_only=True):
+    """One per request. `id` is the answer's id; `deadline` is monotonic seconds; the router appends to `trail`."""
+
+    id: str
+    request_id: str
+    door: str
+    created: int
+    principal: Principal = ANONYMOUS
+    deadline: float | None = None
+    traceparent: str | None = None
+    idempotency_key: str | None = None
+    session: str | None = None
+    trail: list[Attempt] = []
+    observer: Any = SILENT
