@@ -1,0 +1,1 @@
+"""Pure codecs between bytes and core values; no I/O."""

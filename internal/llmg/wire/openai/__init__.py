@@ -1,0 +1,3 @@
+"""OpenAI's REST dialect, both ways: requests, whole answers, streamed chunks, embeddings, errors."""
+
+DIALECT = "openai"

@@ -1,0 +1,99 @@
+"""JSON to typed values, keeping what is unknown and naming the field that is wrong.
+
+msgspec drops unknown fields or refuses them. So a body is decoded by structs that refuse them, and when they do,
+once more as plain dicts, which `split` parts into what we know and what we keep.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from llmg.core.errors import Failure, Kind, invalid
+
+T = TypeVar("T")
+S = TypeVar("S", bound=Struct)
+
+_PATH = re.compile(r" - at `(?:\$|key in \$)\.?([^`]*)`$")
+_MISSING = re.compile(r"^Object missing required field `([^`]+)`")
+
+# What a field of type Raw has when it is absent (msgspec takes `Raw | None` for None alone).
+NULL: Final = msgspec.Raw(b"null")
+
+_fields: Callable[[bytes], dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def split(given: dict[str, Any], struct: type[Struct]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the fields that the struct has, the others)."""
+    names = struct.__struct_encode_fields__
+    extra = {name: value for name, value in given.items() if name not in names}
+    return ({name: value for name, value in given.items() if name in names}, extra) if extra else (given, extra)
+
+
+def graft(known: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """What `split` parted, put together again; an object that stands in both gets the fields of both."""
+    both = {name: {**known[name], **value} for name, value in extra.items() if _objects(known.get(name), value)}
+    return {**known, **extra, **both}
+
+
+def _objects(first: Any, second: Any) -> bool:
+    return isinstance(first, dict) and isinstance(second, dict)
+
+
+def raw_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """A body's top-level fields, byte for byte. Raises Failure when it is no JSON object in UTF-8."""
+    try:
+        body.decode()  # Raw takes any bytes
+        return _fields(body)
+    except UnicodeDecodeError as error:
+        raise invalid(f"the body is not valid UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise invalid("the body is nested too deeply") from None
+    except msgspec.ValidationError:
+        raise invalid("the body must be a JSON object") from None
+    except msgspec.DecodeError as error:
+        raise invalid(_not_json(error) if body.strip() else "the body is empty") from None
+
+
+def convert(value: Any, kind: type[T], where: str = "") -> T:
+    """A plain value as a typed one. Raises Failure naming the field, `where` in front of its path."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise refused(error, where) from None
+
+
+def refused(error: msgspec.ValidationError, where: str = "") -> Failure:
+    """msgspec's word for a value that does not fit, as a Failure that names the field."""
+    text = str(error)
+    path = ""
+    if found := _PATH.search(text):
+        path = found[1].removesuffix("[...]")
+        text = text[: found.start()]
+    if missing := _MISSING.match(text):
+        path = f"{path}.{missing[1]}" if path else missing[1]
+        text = "it is required"
+    param = _joined(where, path)
+    text = text[:1].lower() + text[1:]
+    return Failure(Kind.INVALID_REQUEST, f"invalid '{param}': {text}" if param else text, param=param or None)
+
+
+def malformed(error: msgspec.DecodeError | RecursionError) -> Failure:
+    """A body that can't be read, as a Failure that names the field where there is one."""
+    if isinstance(error, msgspec.ValidationError):
+        return refused(error)
+    return invalid("the body is nested too deeply" if isinstance(error, RecursionError) else _not_json(error))
+
+
+def _not_json(error: msgspec.DecodeError) -> str:
+    return f"the body is not valid JSON: {error}"
+
+
+def _joined(where: str, path: str) -> str:
+    if not where or not path:
+        return where or path
+    return where + path if path.startswith("[") else f"{where}.{path}"
