@@ -1,0 +1,187 @@
+"""OpenAI, and whatever speaks its dialect at a base URL. Another such provider is a block of configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+from msgspec import Struct
+
+from llmg.core.context import Context
+from llmg.core.errors import Failure, Kind, not_implemented
+from llmg.core.events import Batch, Event
+from llmg.core.request import Chat, Embed, Request
+from llmg.ports import Answering
+from llmg.providers.http import Exchange, Transport, connecting_within, endpoint, fixed
+from llmg.wire import sse
+from llmg.wire.openai.chunks import ChunkDecoder
+from llmg.wire.openai.embeddings import decode_embeddings, encode_embed
+from llmg.wire.openai.errors import decode_error
+from llmg.wire.openai.requests import encode_chat
+from llmg.wire.openai.splice import read_answer
+
+MAX_ANSWER: Final = 256 << 20
+MAX_ERROR: Final = 1 << 20
+
+
+class _Operation(Struct, frozen=True):
+    path: str
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes, Context], Batch]
+
+
+_OPERATIONS: dict[type, _Operation] = {
+    Chat: _Operation("/chat/completions", encode_chat, read_answer),
+    Embed: _Operation("/embeddings", encode_embed, decode_embeddings),
+}
+
+
+class OpenAI:
+    """A provider. `headers` go out with each request; with `api_key` as bearer token. Times are seconds."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        base_url: str,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        connect_timeout: float = 5.0,
+    ) -> None:
+        self._transport = transport
+        self._urls = {row.path: endpoint(base_url, row.path) for row in _OPERATIONS.values()}
+        self._timeout = connecting_within(connect_timeout)
+        self._secret = api_key
+        self._headers = fixed(
+            {
+                "Content-Type": "application/json",
+                "Accept": "application/json, text/event-stream",
+                "Accept-Encoding": "identity",
+                "User-Agent": "llmg",
+                **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
+                **(headers or {}),
+            }
+        )
+
+    def open(self, request: Request, context: Context, /) -> Answering:
+        """See `ports.Provider`."""
+        operation = _OPERATIONS.get(type(request))
+        if operation is None:
+            raise not_implemented(f"{type(request).__name__} for an OpenAI-compatible provider")
+        return _Call(self, operation, request, context)
+
+    async def send(self, operation: _Operation, request: Request) -> Exchange:
+        """The upstream call, up to the head of a good answer."""
+        exchange = await self._transport.post(
+            self._urls[operation.path], self._headers, operation.encode(request), self._timeout
+        )
+        if exchange.status == 200:
+            return exchange
+        try:
+            body = await exchange.read(MAX_ERROR) if exchange.status >= 400 else b""
+        finally:
+            exchange.close()
+        raise self._refused(exchange, body)
+
+    def _refused(self, exchange: Exchange, body: bytes) -> Failure:
+        if exchange.status < 400:
+            return Failure(Kind.UPSTREAM_PROTOCOL, f"the upstream answered with HTTP {exchange.status}")
+        failure = decode_error(exchange.status, body, retry_after(exchange.headers.get("Retry-After")))
+        if self._secret and self._secret in failure.message:
+            failure.message = failure.message.replace(self._secret, "***")
+        return failure
+
+
+class _Call:
+    """One upstream call. Entered, iterated and exited in one task."""
+
+    __slots__ = (
+        "_context",
+        "_decoder",
+        "_done",
+        "_exchange",
+        "_failure",
+        "_operation",
+        "_provider",
+        "_request",
+        "_sse",
+    )
+
+    def __init__(self, provider: OpenAI, operation: _Operation, request: Request, context: Context) -> None:
+        self._provider = provider
+        self._operation = operation
+        self._request = request
+        self._context = context
+        self._exchange: Exchange | None = None
+        self._sse = sse.Decoder()
+        self._decoder: ChunkDecoder | None = None
+        self._done = False
+        self._failure: Failure | None = None  # comes after the events that came before it
+
+    async def __aenter__(self) -> _Call:
+        exchange = self._exchange = await self._provider.send(self._operation, self._request)
+        kind = exchange.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind == "text/event-stream" and self._request.stream:
+            self._decoder = ChunkDecoder(self._context)
+        elif kind != "application/json" and kind:
+            exchange.close()
+            raise Failure(Kind.UPSTREAM_PROTOCOL, f"the upstream answered with {kind[:80]}, not with an answer")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._exchange is not None:
+            self._exchange.close(answered=self._done and self._failure is None)
+
+    def __aiter__(self) -> _Call:
+        return self
+
+    async def __anext__(self) -> Batch:
+        if self._failure is not None:
+            raise self._failure
+        if self._done:
+            raise StopAsyncIteration
+        assert self._exchange is not None
+        if self._decoder is None:
+            self._done = True
+            return self._whole(await self._exchange.read(MAX_ANSWER))
+        return self._some(self._decoder, await self._exchange.read_some())
+
+    def _whole(self, body: bytes) -> Batch:
+        if body.startswith(b'{"error"'):  # an error with a good status
+            raise decode_error(200, body)
+        return self._operation.decode(body, self._context)
+
+    def _some(self, decoder: ChunkDecoder, data: bytes) -> list[Event]:
+        out: list[Event] = []
+        try:
+            for event in self._sse.feed(data) if data else self._sse.close():
+                if event.data == b"[DONE]":
+                    self._done = True
+                    break
+                if event.type == b"error":
+                    raise decode_error(200, event.data)
+                decoder.feed(event.data, out)
+            if self._done or not data:
+                self._done = True
+                decoder.end(out)
+        except Failure as failure:
+            self._failure = failure
+            if not out:
+                raise
+        return out
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds from a Retry-After header (RFC 9110, 10.2.3: seconds or a date); None where it says nothing usable."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())

@@ -1,0 +1,1 @@
+"""Use cases that are no inference, free of any transport."""

@@ -1,0 +1,1 @@
+"""Per-target shaping of requests and answers."""
