@@ -1,0 +1,1 @@
+"""What runs in the engines' own processes: the servicer base, and one module or folder per engine."""
