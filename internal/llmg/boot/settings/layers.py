@@ -1,0 +1,117 @@
+"""Layers of configuration: values with the place each came from, laid over each other, `${VARIABLE}` filled in.
+
+Of two layers mappings merge key by key; anything else replaces what was below. `null` takes away what was below, so
+the default holds again.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+from llmg.boot.settings.problems import Keys, Problem, dotted
+
+_REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{.*", re.DOTALL)  # the last: a broken one, with all that follows
+_NAME_AND_DEFAULT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?\Z", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value was said: `text` for people; `variable` is set when it was an environment variable."""
+
+    text: str
+    variable: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Values, and for their places where each was said. A place without an origin has its parent's."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Keys, Origin] = field(default_factory=dict)
+
+    def origin(self, keys: Keys) -> Origin:
+        """Where the value at this place was said, or else the nearest thing around it."""
+        for end in range(len(keys), -1, -1):
+            if found := self.origins.get(keys[:end]):
+                return found
+        return Origin("the defaults")
+
+
+def merge(layers: Iterable[Layer]) -> Layer:
+    """The layers as one, the last on top."""
+    return reduce(_over, layers, Layer())
+
+
+def _over(low: Layer, high: Layer) -> Layer:
+    replaced: set[Keys] = set()
+    values = _overlay(low.values, high.values, (), replaced)
+    kept = {
+        keys: origin
+        for keys, origin in low.origins.items()
+        if not any(keys[:end] in replaced for end in range(len(keys) + 1))
+    }
+    return Layer(values, kept | high.origins)
+
+
+def _overlay(low: dict[str, Any], high: dict[str, Any], at: Keys, replaced: set[Keys]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        below = merged.pop(key, None)
+        if isinstance(value, dict):
+            merged[key] = _overlay(below if isinstance(below, dict) else {}, value, (*at, key), replaced)
+        elif value is not None:
+            merged[key] = value
+        if not (isinstance(value, dict) and isinstance(below, dict)):
+            replaced.add((*at, key))
+    return merged
+
+
+@dataclass(slots=True)
+class Expansion:
+    """The values with their references filled in; `filled` are the places that held one, right or wrong."""
+
+    values: dict[str, Any]
+    filled: set[Keys]
+    problems: list[Problem]
+
+
+def expand(layer: Layer, env: Mapping[str, str]) -> Expansion:
+    """Fills `${NAME}` and `${NAME:-default}` in; `$${` stands for `${`. What the environment itself gave stays."""
+    expansion = Expansion({}, set(), [])
+    expansion.values = _fill(layer.values, (), layer, env, expansion)
+    return expansion
+
+
+def _fill(value: Any, at: Keys, layer: Layer, env: Mapping[str, str], out: Expansion) -> Any:
+    if isinstance(value, dict):
+        return {key: _fill(item, (*at, key), layer, env, out) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill(item, (*at, index), layer, env, out) for index, item in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value or layer.origin(at).variable:
+        return value
+    return _fill_text(value, at, layer, env, out)
+
+
+def _fill_text(text: str, at: Keys, layer: Layer, env: Mapping[str, str], out: Expansion) -> str:
+    out.filled.add(at)
+
+    def problem(message: str, hint: str) -> str:
+        out.problems.append(Problem(dotted(at), message, layer.origin(at).text, hint))
+        return ""
+
+    def one(match: re.Match[str]) -> str:
+        if match[0] == "$${":
+            return "${"
+        parts = _NAME_AND_DEFAULT.match(match[1] or "")
+        if not parts:
+            return problem("expected ${NAME} or ${NAME:-default}", "for a plain ${ write $${")
+        name, default = parts[1], parts[2]
+        if found := env.get(name):
+            return found
+        if default is not None:
+            return default
+        return problem(f"the environment variable {name} is not set", f"set it, or write ${{{name}:-default}}")
+
+    return _REFERENCE.sub(one, text)

@@ -1,0 +1,365 @@
+"""The shape of the configuration. Each field says what it means: the JSON schema is made from this file."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from llmg.boot.settings import units
+from llmg.boot.settings.problems import Expected
+
+ENGINES = ("xllamacpp",)
+"""The engines that come with llmg. Any other needs `external`, the command that starts it."""
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110, 5.6.2: token
+_PROVIDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise Expected("more than 0", show=True)
+    return value
+
+
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise Expected("a number", show=True)  # YAML's `yes` would otherwise become 1
+    return value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _address(value: str) -> str:
+    units.address(value)
+    return value
+
+
+def _peer_address(value: str) -> str:
+    if units.address(value)[1] == 0:
+        raise Expected("host:port with a port from 1 to 65535", show=True)
+    return value
+
+
+def _provider_name(value: str) -> str:
+    if not _PROVIDER_NAME.match(value):  # "/" ends the provider's name in PROVIDER/MODEL
+        raise Expected("a name of letters, digits, `.`, `_` and `-` that starts with a letter or digit")
+    return value
+
+
+def _model_name(value: str) -> str:
+    if not value or len(value) > 256 or not value.isprintable() or " " in value:
+        raise Expected("a name of 1 to 256 printable characters without spaces")
+    return value
+
+
+def _header_name(value: str) -> str:
+    if not _HEADER_NAME.match(value):
+        raise Expected("the name of an HTTP header")
+    return value
+
+
+def _header_value(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[\t\x20-\x7e\x80-\xff]*", value.get_secret_value()):
+        raise Expected("the value of an HTTP header: one line of Latin-1 text")
+    return value
+
+
+def _key(value: SecretStr | None) -> SecretStr | None:
+    """An empty key is no key, so that `${KEY:-}` can mean "if there is one"."""
+    return _header_value(value) if value else None
+
+
+def _number_or_text(minimum: str, pattern: str) -> WithJsonSchema:
+    number: dict[str, Any] = {"type": "number", minimum: 0}
+    return WithJsonSchema({"anyOf": [number, {"type": "string", "pattern": pattern}]})
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(units.duration),
+    AfterValidator(_positive),
+    _number_or_text("exclusiveMinimum", units.DURATION_PATTERN),
+]
+"""Seconds, more than 0."""
+DurationOrZero = Annotated[float, BeforeValidator(units.duration), _number_or_text("minimum", units.DURATION_PATTERN)]
+"""Seconds, 0 or more."""
+Size = Annotated[
+    int,
+    BeforeValidator(units.size),
+    AfterValidator(_positive),
+    _number_or_text("exclusiveMinimum", units.SIZE_PATTERN),
+]
+"""Bytes, more than 0."""
+Count = Annotated[int, Field(ge=0), BeforeValidator(_no_boolean)]
+PositiveCount = Annotated[int, Field(ge=1), BeforeValidator(_no_boolean)]
+ServerAddress = Annotated[
+    str, AfterValidator(_address), WithJsonSchema({"type": "string", "pattern": r"^\S+:\d{1,5}$"})
+]
+PeerAddress = Annotated[
+    str, AfterValidator(_peer_address), WithJsonSchema({"type": "string", "pattern": r"^\S+:\d{1,5}$"})
+]
+HttpUrl = Annotated[
+    str, AfterValidator(units.http_url), WithJsonSchema({"type": "string", "pattern": r"^https?://[^\s?#@]+$"})
+]
+ProviderName = Annotated[str, AfterValidator(_provider_name)]
+ModelName = Annotated[str, AfterValidator(_model_name)]
+HeaderName = Annotated[str, AfterValidator(_header_name)]
+HeaderValue = Annotated[SecretStr, AfterValidator(_header_value)]
+Key = Annotated[SecretStr | None, AfterValidator(_key)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """What all parts of the configuration share: unknown keys are errors, values don't change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Http(Section):
+    """The HTTP server: REST and what else speaks HTTP."""
+
+    server_addr: ServerAddress = Field(
+        default="127.0.0.1:8080",
+        description="Where to listen, host:port. Port 0 takes a free one; 0.0.0.0 or [::] means all interfaces.",
+    )
+    max_body: Size = Field(
+        default=32 * 2**20, description="The largest request body, in bytes. A larger one is refused: 413."
+    )
+    max_headers: Size = Field(
+        default=64 * 2**10, description="The most a request's line and headers may take together, in bytes."
+    )
+    header_timeout: Duration = Field(default=10.0, description="The time a client may take to send its headers.")
+    body_timeout: Duration = Field(default=60.0, description="The time a client may take to send its body.")
+    keep_alive: DurationOrZero = Field(
+        default=75.0, description="How long an idle connection is kept open for the next request."
+    )
+    heartbeat: Duration = Field(
+        default=10.0,
+        description="How long a stream's status line waits for the first content. After that the status goes out, "
+        "and a comment is sent at this interval while nothing else is.",
+    )
+    backlog: PositiveCount = Field(
+        default=2048, description="How many connections may wait to be accepted (the kernel may allow fewer)."
+    )
+    access_log: bool = Field(default=False, description="Write a log line for each request.")
+
+    @property
+    def bind(self) -> tuple[str, int]:
+        """Host (IPv6 without brackets) and port to listen on."""
+        return units.address(self.server_addr)
+
+
+class Grpc(Section):
+    """The gRPC server. Read and checked; not served yet."""
+
+    server_addr: ServerAddress = Field(default="127.0.0.1:8081", description="Where to listen, host:port.")
+
+    @property
+    def bind(self) -> tuple[str, int]:
+        """Host (IPv6 without brackets) and port to listen on."""
+        return units.address(self.server_addr)
+
+
+class Log(Section):
+    """What is logged, and how."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
+        default="info", description="The least important level that is written."
+    )
+    format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower)] = Field(
+        default="auto", description="auto: console on a terminal, else json."
+    )
+
+
+class Server(Section):
+    """The gateway's processes."""
+
+    workers: PositiveCount = Field(
+        default=1, description="Gateway processes that share the port. Local models run once, whatever this is."
+    )
+    grace: DurationOrZero = Field(
+        default=30.0,
+        description="The time that requests in flight are given to finish when the gateway is told to stop.",
+    )
+
+
+class Timeouts(Section):
+    """Limits of one call to a provider."""
+
+    connect: Duration = Field(default=5.0, description="To connect.")
+    first_event: Duration = Field(default=300.0, description="From the request to the first event of the answer.")
+    idle: Duration = Field(default=120.0, description="Between one event and the next.")
+    total: Duration = Field(default=3600.0, description="For the whole call.")
+
+
+class TimeoutOverrides(Section):
+    """A model's own limits; what is left out is the provider's."""
+
+    connect: Duration | None = Field(default=None, description="To connect.")
+    first_event: Duration | None = Field(default=None, description="From the request to the first event of the answer.")
+    idle: Duration | None = Field(default=None, description="Between one event and the next.")
+    total: Duration | None = Field(default=None, description="For the whole call.")
+
+    def over(self, timeouts: Timeouts) -> Timeouts:
+        """The provider's limits with these over them."""
+        return timeouts.model_copy(update=self.model_dump(exclude_none=True))
+
+
+class BackendProvider(Section):
+    """A model engine in a process of its own, spoken to by gRPC: started by llmg (engine) or running (address)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["engine"]}, {"required": ["address"]}]},
+    )
+
+    kind: Literal["backend"] = Field(description="A model engine in a process of its own.")
+    external: Annotated[tuple[Text, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="The command (program and arguments) that starts an engine which doesn't come with llmg, or one "
+        "that is installed in an environment of its own. llmg adds `--addr HOST:PORT`.",
+    )
+    engine: Text | None = Field(
+        default=None,
+        description=f"The engine to start. With llmg comes: {', '.join(ENGINES)}. Instead of address.",
+        json_schema_extra={"examples": list(ENGINES)},
+    )
+    address: PeerAddress | None = Field(
+        default=None, description="host:port of a backend that is running already. Instead of engine."
+    )
+    token: Key = Field(default=None, description="The bearer token of the backend at address.")
+    threads: Count = Field(default=0, description="Threads the engine computes with. 0: as many as there are cores.")
+    context_size: Count = Field(
+        default=4096, description="The context window in tokens, prompt and answer together. 0: the model's own."
+    )
+    parallel: PositiveCount = Field(
+        default=4, description="Requests that are answered at the same time by continuous batching."
+    )
+    startup_timeout: Duration = Field(default=120.0, description="The time to start the engine and load the model.")
+    options: tuple[Text, ...] = Field(default=(), description="Engine options, passed on as they are: name:value.")
+    env: dict[Text, SecretStr] = Field(default={}, description="Environment variables for the engine's process.")
+    timeouts: Timeouts = Field(default=Timeouts(), description="Limits of one call.")
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # A failed `external` is missing in data: it is reported by itself.
+        if value is not None and value not in ENGINES and info.data.get("external", ()) is None:
+            known = ", ".join(ENGINES)
+            raise Expected(f"a known engine ({known}), or `external` with its command", choices=ENGINES, show=True)
+        return value
+
+    @model_validator(mode="after")
+    def _engine_or_address(self) -> "BackendProvider":
+        if self.engine is None and self.address is None:
+            raise Expected("`engine` (to start one) or `address` (of a running one)")
+        if self.engine is not None and self.address is not None:
+            raise Expected("either `engine` or `address`, not both")
+        unused = ("external", "env") if self.engine is None else ("token",)
+        for name in unused:
+            if getattr(self, name):
+                raise Expected(f"no `{name}` together with `{'address' if self.engine is None else 'engine'}`")
+        return self
+
+
+class OpenAIProvider(Section):
+    """An upstream that speaks OpenAI's REST: OpenAI itself, or any compatible server."""
+
+    kind: Literal["openai"] = Field(description="An upstream that speaks OpenAI's REST.")
+    base_url: HttpUrl = Field(
+        description="What comes before /chat/completions. Most servers' ends with /v1.",
+        json_schema_extra={"examples": ["https://api.openai.com/v1"]},
+    )
+    api_key: Key = Field(
+        default=None, description="Sent as `Authorization: Bearer`. Write ${VARIABLE}, not the key itself."
+    )
+    organization: Text | None = Field(default=None, description="Sent as `OpenAI-Organization`.")
+    headers: dict[HeaderName, HeaderValue] = Field(default={}, description="Headers sent with each call.")
+    max_connections: Count = Field(
+        default=0, description="Connections open at the same time. 0: as many as there are calls."
+    )
+    timeouts: Timeouts = Field(default=Timeouts(), description="Limits of one call.")
+
+
+class EchoProvider(Section):
+    """Answers with what it was asked: for tests and demonstrations."""
+
+    kind: Literal["echo"] = Field(description="Answers with what it was asked.")
+
+
+Provider = Annotated[BackendProvider | OpenAIProvider | EchoProvider, Field(discriminator="kind")]
+
+
+class Target(Section):
+    """A model of a provider that may answer."""
+
+    provider: Text = Field(description="The name of a provider declared under `providers`.")
+    model: Text = Field(
+        description="The provider's name of the model. For a backend: a packaged model, a path to a .gguf file, "
+        "or the name of a file below models_dir."
+    )
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_boolean)] = Field(
+        default=1.0, description="The share of requests that go here, relative to the other targets'."
+    )
+
+
+class Model(Section):
+    """A model that clients may ask for by name, and who answers it."""
+
+    policy: Literal["weighted"] = Field(
+        default="weighted",
+        description="How a target is chosen. When one fails before its answer began, the next is tried.",
+    )
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = Field(description="Who may answer; at least one.")
+    embeddings: bool | None = Field(
+        default=None, description="Whether the model makes embeddings. Left out: whatever its provider can do."
+    )
+    timeouts: TimeoutOverrides = Field(
+        default=TimeoutOverrides(), description="Limits of a call, where not the provider's."
+    )
+
+
+class Settings(BaseSettings):
+    """The configuration of llmg."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, env_prefix="LLMG_", env_nested_delimiter="__"
+    )
+
+    http: Http = Field(default=Http(), description="The HTTP server.")
+    grpc: Grpc = Field(default=Grpc(), description="The gRPC server. Read and checked; not served yet.")
+    log: Log = Field(default=Log(), description="What is logged, and how.")
+    server: Server = Field(default=Server(), description="The gateway's processes.")
+    providers: dict[ProviderName, Provider] = Field(
+        default={}, description="Who can answer, by a name of your choice. Clients reach them as PROVIDER/MODEL, too."
+    )
+    models: dict[ModelName, Model] = Field(default={}, description="The models that clients ask for by name.")
+    models_dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
+        default=Path("models"), description="Where model files named without a path are looked for."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what was passed. Files and environment are `load`'s work, which keeps each value's origin."""
+        return (init_settings,)
