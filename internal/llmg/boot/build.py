@@ -1,0 +1,129 @@
+"""From settings to the objects they name: providers, targets, models. A kind of provider is one row in `MAKERS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from llmg.boot.settings import BackendProvider, EchoProvider, OpenAIProvider, Settings, Timeouts
+from llmg.boot.settings import Provider as Config
+from llmg.ports import Launcher, Profile, Provider, Spec
+from llmg.providers.echo import Echo
+from llmg.providers.http import Transport
+from llmg.providers.openai import OpenAI
+from llmg.routing import router, timeouts
+from llmg.routing.policies import Weighted
+from llmg.services.models import Model
+from llmg.shaping.fanout import Fanout
+
+
+class Needs(Struct):
+    """What makers may use."""
+
+    settings: Settings
+    transport: Transport
+    launcher: Launcher | None = None
+    channels: Any = None  # providers.backend.Channels: made with the first backend, as it brings grpc along
+
+
+Made = tuple[Provider, Profile]
+
+
+def _openai(config: OpenAIProvider, model: str, limits: Timeouts, needs: Needs) -> Made:
+    headers = {name: value.get_secret_value() for name, value in config.headers.items()}
+    if config.organization:
+        headers["OpenAI-Organization"] = config.organization
+    key = config.api_key.get_secret_value() if config.api_key else None
+    return OpenAI(needs.transport, config.base_url, key, headers, limits.connect), Profile()
+
+
+def _echo(config: EchoProvider, model: str, limits: Timeouts, needs: Needs) -> Made:
+    return Echo(), Profile()
+
+
+def _backend(config: BackendProvider, model: str, limits: Timeouts, needs: Needs) -> Made:
+    from llmg.providers import backend
+
+    if needs.channels is None:
+        needs.channels = backend.Channels()
+    if config.address is not None:
+        token = config.token.get_secret_value() if config.token else ""
+        place: backend.Place = backend.Elsewhere(config.address, token)
+    else:
+        assert needs.launcher is not None
+        place = backend.Launched(needs.launcher, make_spec(config, model, needs.settings))
+    return backend.Backend(place, needs.channels), Profile(n=False)
+
+
+def make_spec(config: BackendProvider, model: str, settings: Settings, *, declared: bool = True) -> Spec:
+    """The process that a local model needs. Raises Failure (model_not_found) where there is no such file."""
+    from llmg.launcher.models import resolve_model
+
+    file = "" if config.external else str(resolve_model(model, settings.models_dir, paths=declared).absolute())
+    return Spec(
+        engine=config.engine or "",
+        model=model,
+        file=file,
+        external=config.external or (),
+        context_size=config.context_size,
+        parallel=config.parallel,
+        threads=config.threads,
+        options=config.options,
+        env=tuple((name, value.get_secret_value()) for name, value in config.env.items()),
+        startup_timeout=config.startup_timeout,
+    )
+
+
+MAKERS: dict[str, Callable[[Any, str, Timeouts, Needs], Made]] = {
+    "backend": _backend,
+    "openai": _openai,
+    "echo": _echo,
+}
+
+
+def make_target(
+    needs: Needs, name: str, model: str, weight: float = 1.0, limits: Timeouts | None = None
+) -> router.Target:
+    """A model of a declared provider, within its wrappers, from the inside out: time limits, fan-out."""
+    config = needs.settings.providers[name]
+    own = limits or _timeouts(config)
+    inner, profile = MAKERS[config.kind](config, model, own, needs)
+    provider: Provider = timeouts.Timeouts(
+        inner, timeouts.Limits(first_event=own.first_event, idle=own.idle, total=own.total)
+    )
+    if not profile.n:
+        provider = Fanout(provider)
+    return router.Target(provider=name, model=model, inner=provider, weight=weight, profile=profile)
+
+
+def make_models(needs: Needs, created: int) -> router.Models:
+    """All declared models, and the way to those of declared providers. `created`: Unix seconds."""
+    groups: dict[str, router.Group] = {}
+    for name, model in needs.settings.models.items():
+        targets = []
+        for target in model.targets:
+            own = model.timeouts.over(_timeouts(needs.settings.providers[target.provider]))
+            made = make_target(needs, target.provider, target.model, target.weight, own)
+            targets.append(made)
+        policy = Weighted([target.weight for target in targets])
+        groups[name] = router.Group(name=name, targets=tuple(targets), policy=policy, created=created)
+    direct = {name: _direct(needs, name) for name in needs.settings.providers}
+    return router.Models(groups, direct)
+
+
+def _timeouts(config: Config) -> Timeouts:
+    return Timeouts() if isinstance(config, EchoProvider) else config.timeouts
+
+
+def _direct(needs: Needs, provider: str) -> Callable[[str], router.Target]:
+    return lambda model: make_target(needs, provider, model)
+
+
+def describe(group: router.Group) -> Model:
+    """A model as clients see it."""
+    profile = group.profile()
+    operations = [name for name in ("chat", "embed") if getattr(profile, name)]
+    owners = dict.fromkeys(target.provider for target in group.targets)
+    return Model(id=group.name, created=group.created, owner=", ".join(owners), operations=tuple(operations))

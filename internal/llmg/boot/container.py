@@ -1,0 +1,80 @@
+"""The composition root: what is made of what. Only plain singletons; async lifetimes are `serve`'s.
+
+(An async resource in a container turns all that depends on it into futures, and injection per call costs more than
+the call: both stay off the request path.)
+"""
+
+from __future__ import annotations
+
+from dependency_injector import containers, providers
+
+from llmg.boot import build
+from llmg.boot.settings import Settings
+from llmg.boot.system import RandomIds, SystemClock
+from llmg.boot.version import version
+from llmg.core.context import Observer
+from llmg.doors.rest.app import Door, make_door
+from llmg.doors.rest.inference import ChatCompletions, Embeddings
+from llmg.ports import Clock, Ids, Launcher, Provider
+from llmg.providers.http import Transport
+from llmg.routing.router import Models, Router
+from llmg.services import models as service
+
+
+class Draining:
+    """Has the process been told to stop?"""
+
+    def __init__(self) -> None:
+        self.on = False
+
+    def __call__(self) -> bool:
+        """Yes or no."""
+        return self.on
+
+
+def _needs(settings: Settings, transport: Transport, launcher: Launcher | None) -> build.Needs:
+    return build.Needs(settings, transport, launcher)
+
+
+def _models(needs: build.Needs, clock: Clock) -> Models:
+    return build.make_models(needs, int(clock.time()))
+
+
+def _model_service(models: Models) -> service.Models:
+    return service.Models(
+        lambda: [build.describe(group) for group in models.declared()], lambda name: build.describe(models.find(name))
+    )
+
+
+def _rest(
+    settings: Settings,
+    pipeline: Provider,
+    clock: Clock,
+    ids: Ids,
+    observer: Observer,
+    models: service.Models,
+    draining: Draining,
+) -> Door:
+    http = settings.http
+    chat = ChatCompletions(pipeline, clock, ids, observer, http.max_body, http.heartbeat)
+    embeddings = Embeddings(pipeline, clock, ids, observer, http.max_body, http.heartbeat)
+    return make_door(chat=chat, embeddings=embeddings, models=models, version=version, draining=draining)
+
+
+class Container(containers.DeclarativeContainer):
+    """Everything of one gateway process. `settings` and `launcher` are given to it."""
+
+    settings = providers.Dependency(instance_of=Settings)
+    launcher: providers.Dependency[Launcher | None] = providers.Dependency()
+
+    clock = providers.Singleton(SystemClock)
+    ids = providers.Singleton(RandomIds)
+    observer = providers.Singleton(Observer)
+    draining = providers.Singleton(Draining)
+    transport = providers.Singleton(Transport)
+
+    needs = providers.Singleton(_needs, settings, transport, launcher)
+    models = providers.Singleton(_models, needs, clock)
+    pipeline = providers.Singleton(Router, models, clock)
+    model_service = providers.Singleton(_model_service, models)
+    rest = providers.Singleton(_rest, settings, pipeline, clock, ids, observer, model_service, draining)

@@ -1,0 +1,1 @@
+"""REST in OpenAI's shape, on Starlette."""

@@ -1,0 +1,128 @@
+"""The REST door as an ASGI application: OpenAI's paths, and the few of our own that operators need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llmg.core.errors import Failure, Kind
+from llmg.doors.rest.exchange import Endpoint, Exchange
+from llmg.services.models import Model, Models
+
+
+class Health(Endpoint):
+    """Alive: answers as long as the process does."""
+
+    async def handle(self, exchange: Exchange) -> None:
+        """See Endpoint."""
+        await exchange.answer(200, b'{"status":"ok"}')
+
+
+class Ready(Endpoint):
+    """Ready: says no from the moment on at which the process drains."""
+
+    def __init__(self, draining: Callable[[], bool]) -> None:
+        self._draining = draining
+
+    async def handle(self, exchange: Exchange) -> None:
+        """See Endpoint."""
+        if self._draining():
+            raise Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down")
+        await exchange.answer(200, b'{"status":"ready"}')
+
+
+class Version(Endpoint):
+    """What is running."""
+
+    def __init__(self, version: Callable[[], dict[str, str]]) -> None:
+        self._version = version
+
+    async def handle(self, exchange: Exchange) -> None:
+        """See Endpoint."""
+        await exchange.answer(200, msgspec.json.encode(self._version()))
+
+
+class ListModels(Endpoint):
+    """`GET /v1/models`."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def handle(self, exchange: Exchange) -> None:
+        """See Endpoint."""
+        data = [_model(model) for model in self._models.list()]
+        await exchange.answer(200, msgspec.json.encode({"object": "list", "data": data}))
+
+
+class GetModel(Endpoint):
+    """`GET /v1/models/{id}`; an id may hold slashes."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def handle(self, exchange: Exchange) -> None:
+        """See Endpoint."""
+        model = self._models.get(exchange.scope["path_params"]["id"])
+        await exchange.answer(200, msgspec.json.encode(_model(model)))
+
+
+def _model(model: Model) -> dict[str, Any]:
+    return {"id": model.id, "object": "model", "created": model.created, "owned_by": model.owner}
+
+
+class NotFound(Endpoint):
+    """Every other path, in the dialect's own words."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or whatever else a server may send our way."""
+        if scope["type"] == "http":
+            await super().__call__(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000, "reason": "there is no WebSocket here"})
+
+    methods = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+
+    async def handle(self, exchange: Exchange) -> None:
+        """See Endpoint."""
+        raise Failure(Kind.NOT_FOUND, f"there is nothing at {exchange.scope['method']} {exchange.scope['path'][:200]}")
+
+
+class Door:
+    """Dispatches by path: what every request needs by a look-up, the rest by Starlette's router."""
+
+    def __init__(self, exact: dict[str, ASGIApp], patterns: dict[str, ASGIApp]) -> None:
+        self._exact = exact
+        self._router = Router(
+            [Route(path, app, methods=None) for path, app in patterns.items()],
+            redirect_slashes=False,
+            default=NotFound(),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI call."""
+        app = self._exact.get(scope.get("path", "")) if scope["type"] == "http" else None
+        await (app or self._router)(scope, receive, send)
+
+
+def make_door(
+    *,
+    chat: ASGIApp,
+    embeddings: ASGIApp,
+    models: Models,
+    version: Callable[[], dict[str, str]],
+    draining: Callable[[], bool],
+) -> Door:
+    """The whole door."""
+    exact: dict[str, ASGIApp] = {
+        "/v1/chat/completions": chat,
+        "/v1/embeddings": embeddings,
+        "/v1/models": ListModels(models),
+        "/healthz": Health(),
+        "/readyz": Ready(draining),
+        "/version": Version(version),
+    }
+    return Door(exact, {"/v1/models/{id:path}": GetModel(models)})

@@ -1,0 +1,199 @@
+"""One HTTP request at this door: its body, the way out, and who notices that the client has left.
+
+Starlette's and uvicorn's own means do not: a handler is never cancelled when its client leaves, and a `send` to nobody
+returns as if nothing were. Our server offers an ASGI extension, `GONE`: a set of callbacks, called when the connection
+is lost. On another server a task watches `receive()` instead, started only when the answer is not there at once.
+Either cancels the request's task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from llmg.core.errors import Failure, Kind, internal
+from llmg.wire.openai.errors import STATUS, encode_error
+
+log = structlog.get_logger("llmg.rest")
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}\Z")
+GONE: Final = "llmg.gone"
+# Names, not secrets: one seed from the system instead of a system call each.
+_random = partial(random.Random(os.urandom(32)).getrandbits, 96)
+_WATCH_AFTER: Final = 0.002  # seconds
+
+
+class Exchange:
+    """The request of one ASGI call, and its answer."""
+
+    __slots__ = (
+        "_callbacks",
+        "_done",
+        "_receive",
+        "_send",
+        "_task",
+        "_timer",
+        "_watcher",
+        "headers",
+        "left",
+        "request_id",
+        "scope",
+        "started",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        given = self.headers.get(b"x-request-id", b"")
+        self.request_id = given.decode() if _REQUEST_ID.match(given) else f"req_{_random():024x}"
+        self.started = False
+        self.left = False
+        self._done = False
+        self._task: asyncio.Task[object] | None = None
+        self._callbacks: set[Callable[[], None]] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body. Raises Failure (request_too_large, cancelled)."""
+        declared = self.headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > limit:
+            raise _too_large(limit)
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            whole: bytes = message.get("body", b"")
+            if len(whole) > limit:
+                raise _too_large(limit)
+            return whole
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            if message["type"] == "http.disconnect":
+                self.left = True
+                raise Failure(Kind.CANCELLED, "the client left before its request was complete")
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > limit:
+                raise _too_large(limit)
+            if not message.get("more_body"):
+                return b"".join(chunks)
+            message = await self._receive()
+
+    def watch(self) -> None:
+        """From here on, the client's leaving cancels this task."""
+        self._task = asyncio.current_task()
+        extensions = self.scope.get("extensions")
+        if extensions is not None and GONE in extensions:
+            self._callbacks = extensions[GONE]
+            self._callbacks.add(self._gone)
+            return
+        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER, self._start_watching)
+
+    def _start_watching(self) -> None:
+        if not self._done:
+            self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone()
+
+    def _gone(self) -> None:
+        if not self._done and self._task is not None:
+            self.left = True
+            self._task.cancel()
+
+    def done(self) -> None:
+        """The answer is out, or nobody waits for it: the watcher goes."""
+        self._done = True
+        if self._callbacks is not None:
+            self._callbacks.discard(self._gone)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """The status line and the headers."""
+        self.started = True
+        own = (b"x-request-id", self.request_id.encode())
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, own]})
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        """A piece of the body; the last one with `more=False`. Waits while the client does not read."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def answer(self, status: int, body: bytes, headers: Headers = (), kind: bytes = b"application/json") -> None:
+        """A whole answer."""
+        length = (b"content-length", b"%d" % len(body))
+        await self.start(status, [(b"content-type", kind), length, *headers])
+        await self.write(body, more=False)
+
+    async def fail(self, failure: Failure) -> None:
+        """A failure before the first byte of an answer."""
+        status, _ = STATUS[failure.kind]
+        headers = [] if failure.retry_after is None else [(b"retry-after", b"%d" % -(-failure.retry_after // 1))]
+        if failure.kind in (Kind.REQUEST_TOO_LARGE, Kind.CLIENT_TIMEOUT):
+            headers.append((b"connection", b"close"))  # the rest of the body is not read
+        self.report(failure)
+        await self.answer(status, encode_error(failure), headers)
+
+    def report(self, failure: Failure) -> None:
+        """To the log, what the client is not told."""
+        if failure.detail is None and failure.blame == "caller":
+            return
+        level = log.error if failure.kind is Kind.INTERNAL else log.warning
+        level(failure.message, kind=failure.kind.value, request_id=self.request_id, detail=failure.detail)
+
+
+def _too_large(limit: int) -> Failure:
+    return Failure(Kind.REQUEST_TOO_LARGE, f"the body is larger than {limit} bytes")
+
+
+class Endpoint:
+    """An ASGI application for one path: methods, failures and leaving clients are dealt with here."""
+
+    methods: frozenset[str] = frozenset({"GET", "HEAD"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        exchange = Exchange(scope, receive, send)
+        try:
+            if scope["method"] not in self.methods:
+                raise Failure(Kind.METHOD_NOT_ALLOWED, f"{scope['method']} is not for {scope['path']}")
+            await self.handle(exchange)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.uncancel() > 0:
+                raise
+            await self._failed(exchange, Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"))
+        except Failure as failure:
+            await self._failed(exchange, failure)
+        except Exception as error:  # noqa: BLE001 - the rim: nothing may leave it as a stack trace
+            await self._failed(exchange, internal(error))
+        finally:
+            exchange.done()
+
+    async def _failed(self, exchange: Exchange, failure: Failure) -> None:
+        if exchange.left:
+            return
+        if exchange.started:
+            exchange.report(failure)
+            raise failure  # the server closes the connection: the answer is not whole
+        await exchange.fail(failure)
+
+    async def handle(self, exchange: Exchange) -> None:
+        """Answers one request, or raises Failure."""
+        raise NotImplementedError
