@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -18,6 +19,8 @@ from llmg.routing.policies import Weighted
 from llmg.services.models import Model
 from llmg.shaping.fanout import Fanout
 
+_DIRECT: Final = 256  # PROVIDER/MODEL names of each provider whose targets are kept: clients make them up
+
 
 class Needs(Struct):
     """What makers may use."""
@@ -31,19 +34,27 @@ class Needs(Struct):
 Made = tuple[Provider, Profile]
 
 
-def _openai(config: OpenAIProvider, model: str, limits: Timeouts, needs: Needs) -> Made:
+class Wanted(Struct, frozen=True):
+    """Which model of a provider; `declared` in the configuration, or named by a client."""
+
+    model: str
+    limits: Timeouts
+    declared: bool
+
+
+def _openai(config: OpenAIProvider, wanted: Wanted, needs: Needs) -> Made:
     headers = {name: value.get_secret_value() for name, value in config.headers.items()}
     if config.organization:
         headers["OpenAI-Organization"] = config.organization
     key = config.api_key.get_secret_value() if config.api_key else None
-    return OpenAI(needs.transport, config.base_url, key, headers, limits.connect), Profile()
+    return OpenAI(needs.transport, config.base_url, key, headers, wanted.limits.connect), Profile()
 
 
-def _echo(config: EchoProvider, model: str, limits: Timeouts, needs: Needs) -> Made:
+def _echo(config: EchoProvider, wanted: Wanted, needs: Needs) -> Made:
     return Echo(), Profile()
 
 
-def _backend(config: BackendProvider, model: str, limits: Timeouts, needs: Needs) -> Made:
+def _backend(config: BackendProvider, wanted: Wanted, needs: Needs) -> Made:
     from llmg.providers import backend
 
     if needs.channels is None:
@@ -53,7 +64,9 @@ def _backend(config: BackendProvider, model: str, limits: Timeouts, needs: Needs
         place: backend.Place = backend.Elsewhere(config.address, token)
     else:
         assert needs.launcher is not None
-        place = backend.Launched(needs.launcher, make_spec(config, model, needs.settings))
+        place = backend.Launched(
+            needs.launcher, make_spec(config, wanted.model, needs.settings, declared=wanted.declared)
+        )
     return backend.Backend(place, needs.channels), Profile(n=False)
 
 
@@ -76,7 +89,7 @@ def make_spec(config: BackendProvider, model: str, settings: Settings, *, declar
     )
 
 
-MAKERS: dict[str, Callable[[Any, str, Timeouts, Needs], Made]] = {
+MAKERS: dict[str, Callable[[Any, Wanted, Needs], Made]] = {
     "backend": _backend,
     "openai": _openai,
     "echo": _echo,
@@ -84,12 +97,12 @@ MAKERS: dict[str, Callable[[Any, str, Timeouts, Needs], Made]] = {
 
 
 def make_target(
-    needs: Needs, name: str, model: str, weight: float = 1.0, limits: Timeouts | None = None
+    needs: Needs, name: str, model: str, weight: float = 1.0, limits: Timeouts | None = None, *, declared: bool = True
 ) -> router.Target:
     """A model of a declared provider, within its wrappers, from the inside out: time limits, fan-out."""
     config = needs.settings.providers[name]
     own = limits or _timeouts(config)
-    inner, profile = MAKERS[config.kind](config, model, own, needs)
+    inner, profile = MAKERS[config.kind](config, Wanted(model, own, declared), needs)
     provider: Provider = timeouts.Timeouts(
         inner, timeouts.Limits(first_event=own.first_event, idle=own.idle, total=own.total)
     )
@@ -118,7 +131,16 @@ def _timeouts(config: Config) -> Timeouts:
 
 
 def _direct(needs: Needs, provider: str) -> Callable[[str], router.Target]:
-    return lambda model: make_target(needs, provider, model)
+    return lru_cache(_DIRECT)(lambda model: make_target(needs, provider, model, declared=False))
+
+
+def check(settings: Settings) -> None:
+    """Raises Failure when a declared local model has no file."""
+    for model in settings.models.values():
+        for target in model.targets:
+            config = settings.providers[target.provider]
+            if isinstance(config, BackendProvider) and config.engine is not None:
+                make_spec(config, target.model, settings)
 
 
 def describe(group: router.Group) -> Model:

@@ -1,50 +1,142 @@
-"""The command line: `llmg serve | chat | models | config | version`."""
+"""The command line: `llmg serve | chat | models | config | version`. Imports are inside: each command pays its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+if TYPE_CHECKING:
+    from llmg.boot.settings import Settings
+
 app = typer.Typer(name="llmg", no_args_is_help=True, add_completion=False, help="A multi-protocol LLM gateway.")
+config_app = typer.Typer(no_args_is_help=True, help="Check the configuration, or print its JSON schema.")
+app.add_typer(config_app, name="config")
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("-c", "--config", help="The configuration file. Left out: config/config.yaml, or the default."),
+    typer.Option("-c", "--config", help="The configuration file. Left out: config/config.yaml, else the default."),
 ]
 
 
 @app.command()
-def serve(config: ConfigFile = None) -> None:
-    """Serve all doors."""
+def serve(
+    config: ConfigFile = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Gateway processes (server.workers).")] = None,
+) -> None:
+    """Serve until told to stop; SIGTERM lets requests in flight finish."""
     import uvloop
 
-    from llmg.boot import logs
+    from llmg.boot import build, logs
     from llmg.boot.serve import listen, run_alone
-    from llmg.boot.settings import SettingsError, load
+    from llmg.core.errors import Failure
 
-    try:
-        settings = load(config)
-    except SettingsError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
+    settings = _load(config)
+    if workers is not None:
+        settings = settings.model_copy(update={"server": settings.server.model_copy(update={"workers": workers})})
     logs.configure(settings.log.level, settings.log.format)
     try:
+        build.check(settings)
         listener = listen(settings.http.bind, settings.http.backlog)
+    except Failure as failure:
+        _give_up(failure.message)
     except OSError as error:
-        typer.echo(f"can't listen on {settings.http.server_addr}: {error.strerror}", err=True)
-        raise typer.Exit(1) from None
-    uvloop.run(run_alone(settings, listener))
+        _give_up(f"can't listen on {settings.http.server_addr}: {error.strerror}")
+    if settings.server.workers == 1:
+        uvloop.run(run_alone(settings, listener))
+        return
+    from llmg.boot.supervisor import supervise
+
+    uvloop.run(supervise(settings, listener))
+
+
+@app.command()
+def chat(
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to ask. Left out: a conversation, ended by Ctrl-D.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help="The model. Left out: the gateway's first.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="The gateway. Left out: where the configuration has it listen.")
+    ] = None,
+    system: Annotated[str | None, typer.Option("-s", "--system", help="A system message.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Talk to a model through a running gateway."""
+    from llmg.boot.chat import Conversation, run
+
+    if url is None:
+        host, port = _load(config).http.bind
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - listening there means all of them
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    raise typer.Exit(run(Conversation(url, model, system, temperature, max_tokens), prompt))
+
+
+@app.command()
+def models(config: ConfigFile = None) -> None:
+    """List the models of the configuration, and who answers for them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    settings = _load(config)
+    table = Table("model", "policy", "targets")
+    for name, model in sorted(settings.models.items()):
+        total = sum(target.weight for target in model.targets)
+        targets = [f"{t.provider}/{t.model} ({t.weight / total:.0%})" for t in model.targets]
+        table.add_row(name, model.policy, "\n".join(targets))
+    Console().print(table)
+
+
+@config_app.command("check")
+def config_check(config: ConfigFile = None) -> None:
+    """Say what is wrong with the configuration, or that nothing is."""
+    from llmg.boot import build
+    from llmg.boot.settings import files
+    from llmg.core.errors import Failure
+
+    settings = _load(config)
+    try:
+        build.check(settings)
+    except Failure as failure:
+        _give_up(failure.message)
+    read = ", ".join(str(file) for file in files(config)) or "the default, as there is no file"
+    typer.echo(f"ok: {read}; {len(settings.models)} models, {len(settings.providers)} providers")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the configuration's JSON schema."""
+    from llmg.boot.settings import schema_text
+
+    typer.echo(schema_text(), nl=False)
 
 
 @app.command()
 def version() -> None:
-    """Which version and commit this is."""
+    """Say which version and commit this is."""
     from llmg.boot.version import version as ask
 
     this = ask()
     typer.echo(f"llmg {this['version']} ({this['commit']}), Python {this['python']}")
+
+
+def _load(config: Path | None) -> Settings:
+    from llmg.boot.settings import SettingsError, load
+
+    try:
+        return load(config)
+    except SettingsError as error:
+        _give_up(str(error), 2)
+
+
+def _give_up(message: str, code: int = 1) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
 
 
 def main() -> None:

@@ -118,6 +118,13 @@ class Transport:
                 return Exchange(response, self._linger)
         raise AssertionError("unreachable")
 
+    async def get(self, url: str) -> Exchange:
+        """Asks, and waits for the head of the answer. Raises Failure (upstream_unavailable ...)."""
+        try:
+            return Exchange(await self._client().get(URL(url), allow_redirects=False), self._linger)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _unanswered(error) from error
+
     async def close(self) -> None:
         """Closes every connection."""
         for task in self._lingering:

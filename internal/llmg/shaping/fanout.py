@@ -87,6 +87,12 @@ class _Fanned:
                     await self._ready.put((choice, batch))
         except Failure as failure:
             await self._ready.put((choice, failure))
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not we were cancelled but the call, from within: nobody else would tell the client.
+            await self._ready.put((choice, internal(error)))
         except Exception as error:  # noqa: BLE001 - a task's own exception would be lost: it becomes the request's
             await self._ready.put((choice, internal(error)))
         else:

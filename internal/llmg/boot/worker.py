@@ -1,0 +1,58 @@
+"""`python -m llmg.boot.worker FD [SOCKET]`: one of the supervisor's workers.
+
+FD is the listening socket, SOCKET where the supervisor's launcher is asked. The settings come on standard input, as
+the supervisor wrote them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import socket
+import sys
+from contextlib import AsyncExitStack
+
+import uvloop
+
+from llmg.boot import logs
+from llmg.boot.serve import serve, stop_on_signals
+from llmg.boot.settings import Settings
+from llmg.ports import Launcher
+
+
+async def work(settings: Settings, listener: socket.socket, path: str) -> None:
+    """Serves until told to stop, or until the supervisor is gone."""
+    stop = stop_on_signals()
+    loop = asyncio.get_running_loop()
+
+    def supervisor_gone() -> None:  # nothing more comes on our input but its end
+        loop.remove_reader(sys.stdin.fileno())
+        stop.set()
+
+    loop.add_reader(sys.stdin.fileno(), supervisor_gone)
+    async with AsyncExitStack() as stack:
+        launcher: Launcher | None = None
+        if path:
+            from llmg.launcher.remote import RemoteLauncher
+
+            remote = RemoteLauncher(path)
+            stack.push_async_callback(remote.aclose)
+            launcher = remote
+        await serve(settings, listener, launcher, stop)
+
+
+def main() -> None:
+    """The entry point."""
+    fd, path = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
+    size = int.from_bytes(os.read(0, 8), "big")
+    data = b""
+    while len(data) < size:
+        data += os.read(0, size - len(data))
+    settings = pickle.loads(data)
+    logs.configure(settings.log.level, settings.log.format)
+    uvloop.run(work(settings, socket.socket(fileno=fd), path))
+
+
+if __name__ == "__main__":
+    main()
