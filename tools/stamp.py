@@ -20,10 +20,18 @@ class Stamp(BuildHookInterface):  # type: ignore[type-arg]
             return
         commit = os.environ.get("BUILD_LAST_COMMIT") or _git(self.root, "rev-parse", "HEAD")
         number = os.environ.get("BUILD_VERSION") or self.metadata.version
-        out = Path(self.directory) / "_build.py"
+        out = self._stamp
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(f'VERSION = "{number}"\nCOMMIT = "{commit}"\n', encoding="utf-8")
         build_data["force_include"][str(out)] = "llmg/_build.py"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """See BuildHookInterface."""
+        self._stamp.unlink(missing_ok=True)
+
+    @property
+    def _stamp(self) -> Path:
+        return Path(self.directory) / "_build.py"
 
 
 def _git(root: str, *words: str) -> str:

@@ -17,6 +17,11 @@ from llmg.backendapi import backend_pb2 as pb
 from llmg.backends.servicer import Servicer, serve
 
 
+def say(words: str) -> None:
+    sys.stderr.write(words + "\n")
+    sys.stderr.flush()
+
+
 def tell(event: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
         out.sendto(f"{event} {os.getpid()}".encode(), ("127.0.0.1", int(os.environ["TELL"])))
@@ -33,7 +38,7 @@ class Engine(Servicer):
         if os.environ.get("LOAD") == "never":
             await asyncio.Event().wait()
         if os.environ.get("LOAD") == "crash":
-            print("GGML_ASSERT: the tensor is bent", file=sys.stderr, flush=True)
+            say("GGML_ASSERT: the tensor is bent")
             os.abort()
         self.options = options
 
@@ -42,7 +47,7 @@ class Engine(Servicer):
 
     async def Predict(self, request: pb.PredictOptions, context: Any) -> pb.Reply:
         if request.Prompt == "crash":
-            print("the last straw", file=sys.stderr, flush=True)
+            say("the last straw")
             os._exit(7)
         answer = {
             "pid": os.getpid(),
@@ -61,8 +66,8 @@ def main() -> int:
     tell("started")
     match os.environ.get("START", "").split():
         case ["exit", code, *words]:
-            print("warming up", file=sys.stderr)
-            print(*words, file=sys.stderr)
+            say("warming up")
+            say(" ".join(words))
             return int(code)
         case ["deaf"]:
             signal.pause()

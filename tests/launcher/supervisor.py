@@ -1,10 +1,11 @@
 """The process that owns the engines, for tests that need it to be another than their own. A program, not a module.
 
-It prints the path of its socket and serves the launcher there, until SIGTERM.
+It writes the path of its socket to stdout and serves the launcher there, until SIGTERM.
 """
 
 import asyncio
 import signal
+import sys
 import time
 
 import uvloop
@@ -23,7 +24,8 @@ async def main() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     launcher = LocalLauncher(SystemClock())
     server = LauncherServer(launcher)
-    print(await server.start(), flush=True)
+    sys.stdout.write(await server.start() + "\n")
+    sys.stdout.flush()
     await stopping.wait()
     await server.aclose()
     await launcher.aclose()

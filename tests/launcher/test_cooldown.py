@@ -1,8 +1,8 @@
 """How long a model that failed to start is left alone."""
 
 import pytest
-from launcher.conftest import FakeClock
 
+from launcher.conftest import FakeClock
 from llmg.core.errors import Failure, Kind
 from llmg.launcher.cooldown import Cooldowns, again
 from llmg.ports import Spec

@@ -13,8 +13,9 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from launcher.conftest import Ear, FakeClock, MakeSpec, ended, exists
+from msgspec.structs import replace
 
+from launcher.conftest import Ear, FakeClock, MakeSpec, ended, exists
 from llmg.backendapi import backend_pb2 as pb
 from llmg.backendapi.backend_pb2_grpc import BackendStub
 from llmg.backends import servicer
@@ -22,6 +23,7 @@ from llmg.core.errors import Failure, Kind
 from llmg.launcher import engine
 from llmg.launcher.engine import command, cores
 from llmg.launcher.local import LocalLauncher, free_port
+from llmg.launcher.models import resolve_model
 from llmg.ports import Running, Spec
 
 
@@ -296,18 +298,20 @@ async def test_closing_before_a_start_began(launcher: LocalLauncher, make_spec: 
     assert not any(map(exists, pids(ear)))
 
 
-async def test_a_closing_that_is_cancelled_leaves_nothing(
-    launcher: LocalLauncher, make_spec: MakeSpec, ear: Ear
-) -> None:
-    running = await launcher.ensure(make_spec())
-    pid = (await predict(running))["pid"]
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_closing_that_is_cancelled_leaves_nothing(clock: FakeClock, make_spec: MakeSpec, begun: bool) -> None:
+    launcher = LocalLauncher(clock)
+    pid = (await predict(await launcher.ensure(make_spec())))["pid"]
     os.kill(pid, signal.SIGSTOP)  # it can't obey Free nor SIGTERM
     closing = asyncio.create_task(launcher.aclose())
     while launcher._closing is None:
         await asyncio.sleep(0)
-    launcher._closing.cancel()  # what the end of the loop does to all tasks
-    await asyncio.wait({closing})
+    if begun:
+        await asyncio.wait({closing}, timeout=0.05)
+    launcher._closing.cancel()  # as the end of the event loop does
     await ended(pid)
+    with pytest.raises(asyncio.CancelledError):
+        await closing
 
 
 async def test_models_are_stopped_at_the_same_time(launcher: LocalLauncher, make_spec: MakeSpec) -> None:
@@ -340,6 +344,33 @@ async def test_a_backend_in_use_costs_a_look_up(launcher: LocalLauncher, make_sp
     with pytest.raises(StopIteration) as stopped:
         asking.send(None)  # one step and no wait
     assert stopped.value.value is running
+
+
+async def test_a_real_model(launcher: LocalLauncher, tmp_path: Path) -> None:
+    file = resolve_model("smollm2-135m-instruct", tmp_path)
+    spec = Spec(engine="xllamacpp", model="smollm2-135m-instruct", file=str(file), context_size=256, parallel=2)
+
+    async def asked(running: Running, prompt: str) -> pb.Reply:
+        async with grpc.aio.insecure_channel(running.address) as channel:
+            request = pb.PredictOptions(Prompt=prompt, Tokens=4, ModelIdentity=running.identity)
+            metadata = (("authorization", f"Bearer {running.token}"),)
+            return await BackendStub(channel).Predict(request, metadata=metadata, timeout=60)
+
+    first = await launcher.ensure(spec)
+    reply = await asked(first, "The capital of France is")
+    assert reply.message
+    assert 1 <= reply.tokens <= 4
+
+    os.kill(launcher._engines[spec].process.pid, signal.SIGKILL)
+    assert await launcher.post_mortem(spec, 1) == "the xllamacpp backend was killed by signal 9 (SIGKILL)"
+    second = await launcher.ensure(spec)
+    assert second.generation == 2
+    assert (await asked(second, "The capital of France is")).message
+
+    missing = replace(spec, file=str(tmp_path / "missing.gguf"))
+    with pytest.raises(Failure, match=r"the engine could not load the model: .*missing\.gguf") as caught:
+        await launcher.ensure(missing)
+    assert caught.value.kind is Kind.UPSTREAM_ERROR
 
 
 def test_our_engines_are_modules() -> None:

@@ -6,8 +6,8 @@ import signal
 import sys
 
 import pytest
-from launcher.conftest import ended, exists
 
+from launcher.conftest import Ear, ended, exists
 from llmg.launcher.process import Process
 
 
@@ -33,20 +33,12 @@ async def wait_for_exit(process: Process) -> None:
     await process.close()
 
 
-async def read_line(process: Process, wanted: str) -> None:
-    """Waits until the child has said that."""
-    said = asyncio.Event()
-    plain = process.pipe_data_received
-
-    def listen(fd: int, data: bytes) -> None:
-        plain(fd, data)
-        if wanted in process.output():
-            said.set()
-
-    process.pipe_data_received = listen  # type: ignore[method-assign]
-    if wanted not in process.output():
-        async with asyncio.timeout(30):
-            await said.wait()
+def tells(ear: Ear, event: str) -> str:
+    """A statement of Python by which the child is heard."""
+    return (
+        f"import os, socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM)"
+        f".sendto(b'{event} %d' % os.getpid(), ('127.0.0.1', {ear.port}))"
+    )
 
 
 async def test_an_exit_is_noticed_with_its_code_and_last_words() -> None:
@@ -115,15 +107,12 @@ async def test_a_grandchild_neither_hides_the_exit_nor_outlives_it() -> None:
     await ended(int(process.last_words().split()[1]))
 
 
-async def test_stop_asks_first() -> None:
+async def test_stop_asks_first(ear: Ear) -> None:
     process = await Child().spawn(
-        "import signal, sys\n"
-        "def leave(*_): print('bye', flush=True); sys.exit(0)\n"
-        "signal.signal(signal.SIGTERM, leave)\n"
-        "print('ready', flush=True)\n"
-        "signal.pause()"
+        "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]);"
+        f"{tells(ear, 'ready')}; signal.sigwait([signal.SIGTERM]); print('bye')"
     )
-    await read_line(process, "ready")
+    await ear.hear("ready")
     await process.stop(30)
     assert process.returncode == 0
     assert "bye" in process.output()
@@ -131,20 +120,21 @@ async def test_stop_asks_first() -> None:
     await process.stop(30)
 
 
-DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
+def deaf(ear: Ear) -> str:
+    return f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {tells(ear, 'ready')}; signal.pause()"
 
 
-async def test_stop_makes_it_end() -> None:
-    process = await Child().spawn(DEAF)
-    await read_line(process, "ready")
+async def test_stop_makes_it_end(ear: Ear) -> None:
+    process = await Child().spawn(deaf(ear))
+    await ear.hear("ready")
     await process.stop(0.05)
     assert process.returncode == -signal.SIGKILL
     assert not exists(process.pid)
 
 
-async def test_a_stop_that_is_cancelled_kills_at_once() -> None:
-    process = await Child().spawn(DEAF)
-    await read_line(process, "ready")
+async def test_a_stop_that_is_cancelled_kills_at_once(ear: Ear) -> None:
+    process = await Child().spawn(deaf(ear))
+    await ear.hear("ready")
     stopping = asyncio.create_task(process.stop(3600))
     await asyncio.wait({stopping}, timeout=0.05)
     assert not stopping.done()
@@ -157,9 +147,7 @@ async def test_a_stop_that_is_cancelled_kills_at_once() -> None:
 async def test_a_spawn_that_is_cancelled_leaves_nothing() -> None:
     child = Child()
     spawning = asyncio.create_task(child.spawn("import signal; signal.pause()"))
-    while len(asyncio.all_tasks()) < 3:  # until the one within it has begun
-        await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # its first step starts the process
     spawning.cancel()
     async with asyncio.timeout(30):
         await child.exited.wait()

@@ -4,15 +4,15 @@ import asyncio
 import os
 import signal
 import stat
+import subprocess
 import sys
-from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from launcher.conftest import HERE, Ear, MakeSpec, ended, exists
 
+from launcher.conftest import HERE, Ear, MakeSpec, ended, exists
 from llmg.core.errors import Failure, Kind
 from llmg.launcher.local import Gone
 from llmg.launcher.remote import LauncherServer, RemoteLauncher
@@ -223,28 +223,29 @@ async def test_a_worker_that_goes_takes_its_questions_along(scripted: Scripted, 
 # -- from another process, with real engines ---
 
 
+class Supervisor:
+    """Another process that serves a launcher."""
+
+    def __init__(self) -> None:
+        self.child = subprocess.Popen([sys.executable, HERE / "supervisor.py"], stdout=subprocess.PIPE)
+        assert self.child.stdout is not None
+        self.path = self.child.stdout.readline().decode().strip()
+
+    async def ended(self) -> int:
+        await ended(self.child.pid)
+        return self.child.wait()
+
+
 @pytest.fixture
-async def supervisor() -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(HERE / "supervisor.py"), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    yield process
-    if process.returncode is None:
-        process.terminate()
-    await process.communicate()
+def supervisor() -> Iterator[Supervisor]:
+    made = Supervisor()
+    with made.child:
+        yield made
+        made.child.terminate()
 
 
-async def socket_path(supervisor: Process) -> str:
-    assert supervisor.stdout is not None
-    async with asyncio.timeout(30):
-        return (await supervisor.stdout.readline()).decode().strip()
-
-
-Until = Callable[[], bool]
-
-
-async def test_workers_share_a_model_of_the_supervisor(supervisor: Process, make_spec: MakeSpec, ear: Ear) -> None:
-    path = await socket_path(supervisor)
+async def test_workers_share_a_model_of_the_supervisor(supervisor: Supervisor, make_spec: MakeSpec, ear: Ear) -> None:
+    path = supervisor.path
     workers = [RemoteLauncher(path), RemoteLauncher(path)]
     spec = make_spec()
     one, two = await asyncio.gather(*(worker.ensure(spec) for worker in workers))
@@ -258,13 +259,13 @@ async def test_workers_share_a_model_of_the_supervisor(supervisor: Process, make
     assert one == two
     assert one.generation == 2
 
-    with pytest.raises(Failure, match="exited with code 4 while starting: warming up | no") as caught:
+    with pytest.raises(Failure, match=r"exited with code 4 while starting: warming up \| no") as caught:
         await workers[0].ensure(make_spec(START="exit 4 no"))
     assert caught.value.kind is Kind.BACKEND_CRASHED
     assert caught.value.retry_after == 1
 
-    supervisor.terminate()
-    assert await supervisor.wait() == 0
+    supervisor.child.terminate()
+    assert await supervisor.ended() == 0
     assert not any(exists(pid) for event, pid in ear.drain() if event == "started")
     with pytest.raises(Failure, match="can't be reached"):
         await workers[0].ensure(spec)
@@ -273,9 +274,9 @@ async def test_workers_share_a_model_of_the_supervisor(supervisor: Process, make
 
 
 async def test_engines_end_with_a_supervisor_that_was_killed(
-    supervisor: Process, make_spec: MakeSpec, ear: Ear
+    supervisor: Supervisor, make_spec: MakeSpec, ear: Ear
 ) -> None:
-    worker = RemoteLauncher(await socket_path(supervisor))
+    worker = RemoteLauncher(supervisor.path)
     spec = make_spec(LOCALAI_BACKEND_PARENT_WATCH_INTERVAL="20ms")
     stuck = make_spec(LOAD="never", LOCALAI_BACKEND_PARENT_WATCH_INTERVAL="20ms")
     await worker.ensure(spec)
@@ -283,7 +284,7 @@ async def test_engines_end_with_a_supervisor_that_was_killed(
     asking = asyncio.create_task(worker.ensure(stuck))
     loading = await ear.hear("loading")
 
-    supervisor.kill()
+    supervisor.child.kill()
     with pytest.raises(Failure, match="can't be reached"):
         await asking
     await ended(engine)

@@ -10,7 +10,19 @@ import pytest
 
 from llmg.core.context import Attempt, Context, Observer
 from llmg.core.errors import FAILS_OVER, Failure, Kind
-from llmg.core.events import Closed, Delta, Embedding, Embeddings, Event, Finished, Notice, Opened, Result, Started
+from llmg.core.events import (
+    Closed,
+    Delta,
+    Embedding,
+    Embeddings,
+    Event,
+    Finished,
+    Notice,
+    Opened,
+    Result,
+    Started,
+    Whole,
+)
 from llmg.core.request import Chat, Embed, Message, Request, Text
 from llmg.ports import Profile
 from llmg.routing.policies import Weighted
@@ -176,6 +188,16 @@ async def test_a_unary_answer_is_one_batch() -> None:
         assert [batch async for batch in batches] == [[event for batch in GOOD for event in batch]]
 
 
+@pytest.mark.parametrize("before", [[], [[]]])
+async def test_an_answer_in_its_own_bytes_passes_undecoded(before: list[list[Event]]) -> None:
+    def decode() -> list[Event]:
+        raise AssertionError("nobody asked for its events")
+
+    whole = Whole("openai", b"{}", decode)
+    async with _router(Scripted([*before, whole])).open(_chat(stream=False), a_context()) as batches:
+        assert await anext(batches) is whole
+
+
 async def test_what_came_before_commit_is_given_with_it() -> None:
     steps: list[list[Event]] = [
         [STARTED],
@@ -233,7 +255,7 @@ async def test_leaving_early_exits_the_target_once(batches: int) -> None:
         for _ in range(batches):
             await anext(stream)
     assert [call.exits for call in first.calls] == ([1] if batches else [])
-    assert recorder.told[-1:] == (["ended p0/m0 well"] if batches else [])
+    assert recorder.told[-1:] == (["ended p0/m0 cancelled"] if batches else [])
 
 
 @pytest.mark.parametrize("place", ["entering", "before commit", "after commit", "unary"])
@@ -255,7 +277,7 @@ async def test_cancellation_exits_the_target_once(place: str) -> None:
     assert first.calls[0].cancelled.is_set()
     assert first.calls[0].exits == (0 if place == "entering" else 1)
     assert not second.calls
-    assert recorder.told[-1] == "ended p0/m0 well"
+    assert recorder.told[-1] == "ended p0/m0 cancelled"
     assert context.trail[0].ended is not None
 
 

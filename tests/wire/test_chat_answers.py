@@ -573,6 +573,14 @@ def test_an_error_in_a_good_answer_is_an_error(error: Any, kind: Kind) -> None:
     assert raised.value.kind is kind
 
 
+@pytest.mark.parametrize("before", [[], [{**_delta(content="a"), "x": 1}], [_delta(content="a", x=1)]])
+def test_an_error_beside_choices_is_an_error(before: list[dict[str, Any]]) -> None:
+    """Whichever way the stream is read by then: strictly, or for what is unknown around or in its choices."""
+    with pytest.raises(Failure) as raised:
+        _stream(*before, {**_delta(content="b"), "error": {"message": "m", "code": 503}})
+    assert raised.value.kind is Kind.UPSTREAM_UNAVAILABLE
+
+
 def test_a_null_error_is_none() -> None:
     assert Finished(0, "stop") in _stream({**_delta(content="a"), "error": None}, _STOP)
 
@@ -680,3 +688,13 @@ def test_any_body_is_an_answer_or_a_failure(choices: list[Any], envelope: dict[s
         checker = Checker()
         for event in out:
             checker.feed(event)
+
+
+def test_choices_of_a_whole_answer_have_an_index_each() -> None:
+    def body(*indexes: int | None) -> bytes:
+        choices = [{"message": {"content": "a"}, **({} if i is None else {"index": i})} for i in indexes]
+        return json.dumps({"choices": choices}).encode()
+
+    assert [choice.index for choice in assemble(decode_answer(body(None, None), CONTEXT)).choices] == [0, 1]
+    with pytest.raises(Failure, match="can't be read"):
+        decode_answer(body(0, 0), CONTEXT)

@@ -49,8 +49,8 @@ DECODED: list[tuple[int, bytes, Kind, str]] = [
     (400, _body(message=SECRET, code="invalid_api_key"), Kind.UPSTREAM_AUTH, "credentials"),
     (402, _body(message=SECRET), Kind.UPSTREAM_AUTH, "credentials"),
     (403, _body(message=SECRET), Kind.UPSTREAM_AUTH, "credentials"),
-    (404, _body(message="no such model", type="invalid_request_error"), Kind.MODEL_NOT_FOUND, "no such model"),
-    (404, b"<html>not found</html>", Kind.MODEL_NOT_FOUND, "(HTTP 404)"),
+    (404, _body(message="no such model", type="invalid_request_error"), Kind.UPSTREAM_MODEL_NOT_FOUND, "no such model"),
+    (404, b"<html>not found</html>", Kind.UPSTREAM_MODEL_NOT_FOUND, "(HTTP 404)"),
     (405, b"", Kind.UPSTREAM_PROTOCOL, "(HTTP 405)"),
     (408, b"", Kind.UPSTREAM_TIMEOUT, "timed out"),
     (413, _body(message="too large"), Kind.REQUEST_TOO_LARGE, "too large"),
@@ -67,6 +67,7 @@ DECODED: list[tuple[int, bytes, Kind, str]] = [
     (418, b"", Kind.UPSTREAM_ERROR, "(HTTP 418)"),
     (200, _body(message="oops"), Kind.UPSTREAM_ERROR, "reported an error"),
     (200, _body(message="slow", code=429), Kind.UPSTREAM_RATE_LIMITED, "limiting its rate"),
+    (200, _body(message="odd", code=7), Kind.UPSTREAM_ERROR, "reported an error"),
     (200, b'{"error":"oops"}', Kind.UPSTREAM_ERROR, "reported an error"),
     (400, b'{"object":"error","message":"bad","code":400}', Kind.INVALID_REQUEST, "bad"),
 ]

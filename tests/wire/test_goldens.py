@@ -102,7 +102,7 @@ CHATS: dict[str, list[Event]] = {
 @cache
 def _validator(schema: str) -> Draft202012Validator | None:
     """OpenAI's own schema of that name; None where the document is not at hand."""
-    if not SPEC.exists():
+    if not SPEC.is_file():
         return None
     document = _modern(json.loads(SPEC.read_bytes()))
     resource = Resource.from_contents(document, default_specification=DRAFT202012)

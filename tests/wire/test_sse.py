@@ -56,6 +56,15 @@ def test_byte_by_byte(body: bytes) -> None:
     assert _decode([body[i : i + 1] for i in range(len(body))]) == _by_the_book(body)
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_cut_anywhere_whatever_ends_the_lines(end: bytes) -> None:
+    body = b"\xef\xbb\xbf" + end.join([b": hush", b"event: x", b"data: a", b"data: b", b"", b"data: c", b"", b""])
+    expected = [ServerSentEvent(b"a\nb", b"x"), ServerSentEvent(b"c")]
+    for first in range(len(body)):
+        for second in range(first, len(body)):
+            assert _decode([body[:first], body[first:second], body[second:]]) == expected
+
+
 @given(
     st.data(),
     st.lists(st.tuples(st.binary(max_size=20), st.sampled_from([b"", b"error", b"x"])), max_size=5),

@@ -38,7 +38,8 @@ log = logging.getLogger("llmg.backend")
 
 DEFAULT_ADDRESS = "localhost:50051"
 MAX_MESSAGE_BYTES = 50 * 1024 * 1024
-GRACE_SECONDS = 5.0
+PARENT_VARIABLE = "LLMG_BACKEND_PARENT"
+GRACE_SECONDS = 3.0  # less than a launcher waits before it kills
 
 EXIT_PARENT_GONE = 1
 EXIT_ADDRESS_IN_USE = 98  # EADDRINUSE on Linux; 2 is argparse's
@@ -296,7 +297,8 @@ def watch_parent(environ: Mapping[str, str]) -> None:
     if environ.get("LOCALAI_BACKEND_PARENT_WATCH", "").strip().lower() in {"false", "0", "no", "off"}:
         return
     interval = seconds(environ.get("LOCALAI_BACKEND_PARENT_WATCH_INTERVAL") or "2s")
-    parent = os.getppid()
+    # Whoever starts us directly may say who it is, as it may be gone before we look for the first time.
+    parent = int(environ.get(PARENT_VARIABLE) or os.getppid())
 
     def watch() -> None:
         pause = threading.Event()

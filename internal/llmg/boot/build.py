@@ -7,12 +7,13 @@ from functools import lru_cache
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from llmg.boot.settings import BackendProvider, EchoProvider, OpenAIProvider, Settings, Timeouts
 from llmg.boot.settings import Provider as Config
 from llmg.ports import Launcher, Profile, Provider, Spec
 from llmg.providers.echo import Echo
-from llmg.providers.http import Transport
+from llmg.providers.http import Origin, Transport
 from llmg.providers.openai import OpenAI
 from llmg.routing import router, timeouts
 from llmg.routing.policies import Weighted
@@ -29,6 +30,13 @@ class Needs(Struct):
     transport: Transport
     launcher: Launcher | None = None
     channels: Any = None  # providers.backend.Channels: made with the first backend, as it brings grpc along
+    origins: dict[str, Origin] = {}  # of the upstreams, by the provider's name
+
+    async def close(self) -> None:
+        """Closes every connection to providers."""
+        await self.transport.close()
+        if self.channels is not None:
+            await self.channels.close()
 
 
 Made = tuple[Provider, Profile]
@@ -37,6 +45,7 @@ Made = tuple[Provider, Profile]
 class Wanted(Struct, frozen=True):
     """Which model of a provider; `declared` in the configuration, or named by a client."""
 
+    provider: str
     model: str
     limits: Timeouts
     declared: bool
@@ -47,7 +56,14 @@ def _openai(config: OpenAIProvider, wanted: Wanted, needs: Needs) -> Made:
     if config.organization:
         headers["OpenAI-Organization"] = config.organization
     key = config.api_key.get_secret_value() if config.api_key else None
-    return OpenAI(needs.transport, config.base_url, key, headers, wanted.limits.connect), Profile()
+    return OpenAI(needs.transport, _origin(config, wanted, needs), key, headers, wanted.limits.connect), Profile()
+
+
+def _origin(config: OpenAIProvider, wanted: Wanted, needs: Needs) -> Origin:
+    """One for all models of a provider: they share its connections."""
+    if wanted.provider not in needs.origins:
+        needs.origins[wanted.provider] = Origin(config.base_url, config.max_connections)
+    return needs.origins[wanted.provider]
 
 
 def _echo(config: EchoProvider, wanted: Wanted, needs: Needs) -> Made:
@@ -64,9 +80,10 @@ def _backend(config: BackendProvider, wanted: Wanted, needs: Needs) -> Made:
         place: backend.Place = backend.Elsewhere(config.address, token)
     else:
         assert needs.launcher is not None
-        place = backend.Launched(
-            needs.launcher, make_spec(config, wanted.model, needs.settings, declared=wanted.declared)
-        )
+        spec = make_spec(config, wanted.model, needs.settings, declared=wanted.declared)
+        # The same for every name of the model, as equal specs share a process.
+        embeddings = _embeds(needs.settings, wanted.provider, wanted.model)
+        place = backend.Launched(needs.launcher, replace(spec, embeddings=embeddings))
     return backend.Backend(place, needs.channels), Profile(n=False)
 
 
@@ -89,6 +106,12 @@ def make_spec(config: BackendProvider, model: str, settings: Settings, *, declar
     )
 
 
+def _embeds(settings: Settings, provider: str, model: str) -> bool:
+    """Whether the configuration has the provider's model make embeddings: its engine gets ready for them first."""
+    names = [declared for declared in settings.models.values() if declared.embeddings]
+    return any(target.provider == provider and target.model == model for name in names for target in name.targets)
+
+
 MAKERS: dict[str, Callable[[Any, Wanted, Needs], Made]] = {
     "backend": _backend,
     "openai": _openai,
@@ -102,7 +125,7 @@ def make_target(
     """A model of a declared provider, within its wrappers, from the inside out: time limits, fan-out."""
     config = needs.settings.providers[name]
     own = limits or _timeouts(config)
-    inner, profile = MAKERS[config.kind](config, Wanted(model, own, declared), needs)
+    inner, profile = MAKERS[config.kind](config, Wanted(name, model, own, declared), needs)
     provider: Provider = timeouts.Timeouts(
         inner, timeouts.Limits(first_event=own.first_event, idle=own.idle, total=own.total)
     )
@@ -119,6 +142,8 @@ def make_models(needs: Needs, created: int) -> router.Models:
         for target in model.targets:
             own = model.timeouts.over(_timeouts(needs.settings.providers[target.provider]))
             made = make_target(needs, target.provider, target.model, target.weight, own)
+            if model.embeddings is not None:
+                made = replace(made, profile=replace(made.profile, embed=model.embeddings))
             targets.append(made)
         policy = Weighted([target.weight for target in targets])
         groups[name] = router.Group(name=name, targets=tuple(targets), policy=policy, created=created)

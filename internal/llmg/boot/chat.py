@@ -15,7 +15,7 @@ from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind
 from llmg.core.events import Delta, Opened
 from llmg.core.request import Chat, Message, Sampling, Text
-from llmg.providers.http import Transport
+from llmg.providers.http import Exchange, Origin, Transport
 from llmg.providers.openai import OpenAI
 
 
@@ -38,11 +38,12 @@ class Conversation:
         """The answer to it, piece by piece. Raises Failure."""
         transport = Transport()
         try:
+            await self._reach(transport)
             messages = [*self._messages, Message(role="user", parts=(Text(text),))]
             model = self._model = self._model or await self._first_model(transport)
             chat = Chat(model=model, messages=tuple(messages), sampling=self._sampling, stream=True)
             answer: list[str] = []
-            async for piece in self._pieces(OpenAI(transport, self._url + "/v1"), chat):
+            async for piece in self._pieces(OpenAI(transport, Origin(self._url + "/v1")), chat):
                 answer.append(piece)
                 yield piece
             self._messages = [*messages, Message(role="assistant", parts=(Text("".join(answer)),))]
@@ -61,8 +62,22 @@ class Conversation:
                     elif isinstance(event, Delta) and event.part in texts and isinstance(event.data, str):
                         yield event.data
 
+    async def _reach(self, transport: Transport) -> None:
+        try:
+            exchange = await self._get(transport, "/healthz")
+        except Failure as failure:
+            hint = "start one with `llmg serve`, or name another with --url"
+            raise Failure(
+                failure.kind, f"no gateway answers at {self._url}: {hint}", detail=failure.detail
+            ) from failure
+        exchange.close()
+
+    async def _get(self, transport: Transport, path: str) -> Exchange:
+        origin = Origin(self._url)
+        return await transport.send(origin, origin.head("GET", path, {}))
+
     async def _first_model(self, transport: Transport) -> str:
-        exchange = await transport.get(self._url + "/v1/models")
+        exchange = await self._get(transport, "/v1/models")
         try:
             listed = msgspec.json.decode(await exchange.read(1 << 24))
             return str(listed["data"][0]["id"])
@@ -94,7 +109,7 @@ def _answer(conversation: Conversation, text: str, console: Console) -> int:
         sys.stdout.write("\n")
         return 130
     except Failure as failure:
-        console.print(failure.message, style="red", markup=False)
+        console.print(failure.message, style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -42,7 +43,9 @@ def serve(
     except Failure as failure:
         _give_up(failure.message)
     except OSError as error:
-        _give_up(f"can't listen on {settings.http.server_addr}: {error.strerror}")
+        number = error.errno or 0  # 0 or less: it is a name that can't be resolved
+        reason = os.strerror(number) if number > 0 else error.strerror  # Python's own repeats the address
+        _give_up(f"can't listen on {settings.http.server_addr}: {reason}")
     if settings.server.workers == 1:
         uvloop.run(run_alone(settings, listener))
         return
@@ -69,11 +72,16 @@ def chat(
 ) -> None:
     """Talk to a model through a running gateway."""
     from llmg.boot.chat import Conversation, run
+    from llmg.boot.settings.units import http_url
 
     if url is None:
         host, port = _load(config).http.bind
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - listening there means all of them
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    try:
+        url = http_url(url if "://" in url else f"http://{url}")
+    except ValueError as error:
+        _give_up(f"--url: {error}", 2)
     raise typer.Exit(run(Conversation(url, model, system, temperature, max_tokens), prompt))
 
 
@@ -105,7 +113,7 @@ def config_check(config: ConfigFile = None) -> None:
     except Failure as failure:
         _give_up(failure.message)
     read = ", ".join(str(file) for file in files(config)) or "the default, as there is no file"
-    typer.echo(f"ok: {read}; {len(settings.models)} models, {len(settings.providers)} providers")
+    typer.echo(f"ok: {read}; models: {len(settings.models)}, providers: {len(settings.providers)}")
 
 
 @config_app.command("schema")

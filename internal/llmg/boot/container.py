@@ -6,6 +6,8 @@ the call: both stay off the request path.)
 
 from __future__ import annotations
 
+from typing import Any
+
 from dependency_injector import containers, providers
 
 from llmg.boot import build
@@ -61,6 +63,15 @@ def _rest(
     return make_door(chat=chat, embeddings=embeddings, models=models, version=version, draining=draining)
 
 
+def _grpc(
+    settings: Settings, pipeline: Provider, clock: Clock, ids: Ids, observer: Observer, models: service.Models
+) -> Any:
+    from llmg.doors.grpc.server import GrpcServer  # brings grpc along
+    from llmg.doors.grpc.services import Inference
+
+    return GrpcServer(Inference(pipeline, clock, ids, observer), models, max_message=settings.http.max_body)
+
+
 class Container(containers.DeclarativeContainer):
     """Everything of one gateway process. `settings` and `launcher` are given to it."""
 
@@ -78,3 +89,4 @@ class Container(containers.DeclarativeContainer):
     pipeline = providers.Singleton(Router, models, clock)
     model_service = providers.Singleton(_model_service, models)
     rest = providers.Singleton(_rest, settings, pipeline, clock, ids, observer, model_service, draining)
+    grpc = providers.Singleton(_grpc, settings, pipeline, clock, ids, observer, model_service)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -15,6 +17,7 @@ from dependency_injector import providers
 from llmg.boot.container import Container
 from llmg.boot.settings import BackendProvider, Settings
 from llmg.boot.system import SystemClock
+from llmg.boot.version import version
 from llmg.doors.rest.server import HttpServer
 from llmg.ports import Launcher
 
@@ -49,8 +52,7 @@ async def serve(settings: Settings, listener: socket.socket, launcher: Launcher 
     http = settings.http
     draining = container.draining()
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(container.transport().close)
-        stack.push_async_callback(_close_channels, container)
+        stack.push_async_callback(container.needs().close)
         server = HttpServer(
             container.rest(),
             max_headers=http.max_headers,
@@ -61,20 +63,16 @@ async def serve(settings: Settings, listener: socket.socket, launcher: Launcher 
             access_log=http.access_log,
             draining=draining,
         )
+        this = version()  # asked here, as it may take a moment, and then known
         await server.start(listener)
         _calm_collector()
-        log.info("ready", address=at(listener), models=sorted(settings.models))
+        where = {"address": at(listener), "pid": os.getpid()}
+        log.info("ready", **where, models=sorted(settings.models), version=this["version"], commit=this["commit"])
         await stop.wait()
         draining.on = True
         log.info("draining", grace=settings.server.grace)
         lost = await server.drain(settings.server.grace)
         log.info("stopped", cut_off=lost)
-
-
-async def _close_channels(container: Container) -> None:
-    channels = container.needs().channels
-    if channels is not None:
-        await channels.close()
 
 
 def _calm_collector() -> None:
@@ -85,18 +83,25 @@ def _calm_collector() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM or SIGINT sets; a second one ends the process as it is."""
+def stop_on_signals(again: Callable[[signal.Signals], None] | None = None) -> asyncio.Event:
+    """An event that SIGTERM or SIGINT sets. Each one after it calls `again`; without that it ends the process as it is.
+
+    By the system's own default: that works even where the event loop stands still.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def told() -> None:
+    def told(number: signal.Signals) -> None:
+        if again is None:
+            for each in STOPS:
+                loop.remove_signal_handler(each)
+                signal.signal(each, signal.SIG_DFL)
+        elif stop.is_set():
+            again(number)
         stop.set()
-        for number in STOPS:
-            loop.remove_signal_handler(number)
 
     for number in STOPS:
-        loop.add_signal_handler(number, told)
+        loop.add_signal_handler(number, told, number)
     return stop
 
 

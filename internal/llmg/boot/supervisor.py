@@ -2,17 +2,23 @@
 
 The supervisor owns what there must be one of: the listening socket, which every worker inherits (closing one of several
 SO_REUSEPORT sockets resets its queue), and the engines' processes, which workers reach through its launcher. Workers
-are started as new processes, never forked: a fork with gRPC in it hangs. Each gets its settings on its standard input,
-whose end tells it later that the supervisor is gone.
+are started as new processes, never forked: a fork with gRPC in it hangs, and uvloop's own subprocesses begin with one.
+Each gets its settings on its standard input, whose end tells it later that the supervisor is gone.
+
+Signals are the supervisor's: workers are in sessions of their own, where a terminal's Ctrl-C does not reach them. The
+first tells the workers to drain, the second ends them and the supervisor as they are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import pickle
+import signal
 import socket
+import subprocess
 import sys
-from asyncio.subprocess import PIPE, Process
+import threading
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Final
 
@@ -31,20 +37,30 @@ _TO_CLOSE: Final = 5.0  # seconds on top of the grace
 
 async def supervise(settings: Settings, listener: socket.socket) -> None:
     """Runs `settings.server.workers` processes until told to stop, and starts again those that end by themselves."""
-    stop = stop_on_signals()
+    slots: list[_Slot] = []
+
+    def end_at_once(number: signal.Signals) -> None:
+        for slot in slots:
+            slot.kill()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    stop = stop_on_signals(end_at_once)
     async with AsyncExitStack() as stack:
         path = ""
         if needs_launcher(settings):
             path = await _serve_launcher(stack)
-        slots = [_Slot(number, settings, listener, path) for number in range(settings.server.workers)]
+        slots += [_Slot(number, settings, listener, path) for number in range(settings.server.workers)]
         tasks = [asyncio.create_task(slot.keep()) for slot in slots]
         log.info("supervising", address=at(listener), workers=len(slots))
         await stop.wait()
+        log.info("draining", grace=settings.server.grace)
         listener.close()  # the workers' own copies go as they drain
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(slot.end(settings.server.grace + _TO_CLOSE) for slot in slots))
+        log.info("stopped")
 
 
 async def _serve_launcher(stack: AsyncExitStack) -> str:
@@ -67,7 +83,7 @@ class _Slot:
         self._settings = pickle.dumps(settings)
         self._listener = listener
         self._path = path
-        self._process: Process | None = None
+        self._worker: _Worker | None = None
 
     async def keep(self) -> None:
         """Starts it, and starts it again whenever it ends."""
@@ -75,37 +91,69 @@ class _Slot:
         wait = _BACKOFF[0]
         while True:
             began = loop.time()
-            process = await self._start()
-            code = await process.wait()
-            if loop.time() - began > _STEADY:
-                wait = _BACKOFF[0]
-            log.error("a worker ended by itself", worker=self._number, code=code, again_in=wait)
+            try:
+                worker = self._worker = _Worker(self._listener.fileno(), self._path, self._settings)
+            except OSError as error:
+                log.error("a worker could not be started", worker=self._number, reason=str(error), again_in=wait)
+            else:
+                log.info("worker started", worker=self._number, pid=worker.pid)
+                code = await asyncio.shield(worker.ended)
+                if loop.time() - began > _STEADY:
+                    wait = _BACKOFF[0]
+                log.error("a worker ended by itself", worker=self._number, pid=worker.pid, code=code, again_in=wait)
             await asyncio.sleep(wait)
             wait = min(wait * 2, _BACKOFF[1])
 
-    async def _start(self) -> Process:
-        fd = self._listener.fileno()
-        words = [sys.executable, "-m", "llmg.boot.worker", str(fd), self._path]
-        # Shielded: a process that was started just as we are told to stop must not get lost.
-        process = self._process = await asyncio.shield(
-            asyncio.create_task(asyncio.create_subprocess_exec(*words, stdin=PIPE, pass_fds=(fd,)))
-        )
-        assert process.stdin is not None
-        process.stdin.write(len(self._settings).to_bytes(8, "big") + self._settings)
-        with suppress(ConnectionError):  # it has ended already; `wait` will tell
-            await process.stdin.drain()
-        return process
-
     async def end(self, within: float) -> None:
         """Tells it to drain, and ends it if it has not after that many seconds."""
-        process = self._process
-        if process is None or process.returncode is not None:
+        worker = self._worker
+        if worker is None or worker.ended.done():
             return
+        worker.tell(signal.SIGTERM)
+        await asyncio.wait({worker.ended}, timeout=within)
+        if not worker.ended.done():
+            log.error("a worker did not stop in time", worker=self._number, pid=worker.pid)
+            worker.tell(signal.SIGKILL)
+            await worker.ended
+
+    def kill(self) -> None:
+        """Ends it as it is."""
+        if self._worker is not None:
+            self._worker.tell(signal.SIGKILL)
+
+
+class _Worker:
+    """A process, from its start to its end; `ended` gives its exit code then. Raises OSError."""
+
+    def __init__(self, fd: int, path: str, settings: bytes) -> None:
+        words = [sys.executable, "-m", "llmg.boot.worker", str(fd), path]
+        self._child = subprocess.Popen(words, stdin=subprocess.PIPE, pass_fds=(fd,), start_new_session=True)
+        self.pid = self._child.pid
+        loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[int] = loop.create_future()
+        threading.Thread(
+            target=_attend,
+            args=(self._child, len(settings).to_bytes(8, "big") + settings, loop, self.ended.set_result),
+            name=f"worker {self.pid}",
+            daemon=True,
+        ).start()
+
+    def tell(self, number: signal.Signals) -> None:
+        """Sends it a signal, if it has not ended."""
         with suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), within)
-        except TimeoutError:
-            log.error("a worker did not stop in time", worker=self._number)
-            process.kill()
-            await process.wait()
+            self._child.send_signal(number)
+
+
+def _attend(
+    child: subprocess.Popen[bytes], settings: bytes, loop: asyncio.AbstractEventLoop, ended: Callable[[int], None]
+) -> None:
+    """What would block: hands the settings over, and waits for the end."""
+    assert child.stdin is not None
+    with suppress(BrokenPipeError):  # it has ended already
+        child.stdin.write(settings)
+        child.stdin.flush()
+    code = child.wait()
+    with suppress(BrokenPipeError):
+        child.stdin.close()
+    with suppress(RuntimeError):  # the event loop has ended before the worker, and nobody is left to tell
+        loop.call_soon_threadsafe(ended, code)

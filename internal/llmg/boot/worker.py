@@ -23,7 +23,7 @@ from llmg.ports import Launcher
 
 async def work(settings: Settings, listener: socket.socket, path: str) -> None:
     """Serves until told to stop, or until the supervisor is gone."""
-    stop = stop_on_signals()
+    stop = stop_on_signals(lambda _: None)  # some tell all processes of a service, and then the supervisor does, too
     loop = asyncio.get_running_loop()
 
     def supervisor_gone() -> None:  # nothing more comes on our input but its end
@@ -45,13 +45,19 @@ async def work(settings: Settings, listener: socket.socket, path: str) -> None:
 def main() -> None:
     """The entry point."""
     fd, path = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
-    size = int.from_bytes(os.read(0, 8), "big")
-    data = b""
-    while len(data) < size:
-        data += os.read(0, size - len(data))
-    settings = pickle.loads(data)
+    settings: Settings = pickle.loads(_read(int.from_bytes(_read(8), "big")))
     logs.configure(settings.log.level, settings.log.format)
     uvloop.run(work(settings, socket.socket(fileno=fd), path))
+
+
+def _read(size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        some = os.read(0, size - len(data))
+        if not some:
+            sys.exit(1)  # the supervisor is gone already
+        data += some
+    return data
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class Kind(StrEnum):
     UPSTREAM_TIMEOUT = "upstream_timeout"
     UPSTREAM_RATE_LIMITED = "upstream_rate_limited"
     UPSTREAM_AUTH = "upstream_auth"
+    UPSTREAM_MODEL_NOT_FOUND = "upstream_model_not_found"
     UPSTREAM_TRUNCATED = "upstream_truncated"
     UPSTREAM_PROTOCOL = "upstream_protocol"
     UPSTREAM_ERROR = "upstream_error"
@@ -73,6 +74,7 @@ BLAME: dict[Kind, Blame] = {
     Kind.UPSTREAM_TIMEOUT: _UPSTREAM,
     Kind.UPSTREAM_RATE_LIMITED: _UPSTREAM,
     Kind.UPSTREAM_AUTH: _US,
+    Kind.UPSTREAM_MODEL_NOT_FOUND: _UPSTREAM,
     Kind.UPSTREAM_TRUNCATED: _UPSTREAM,
     Kind.UPSTREAM_PROTOCOL: _UPSTREAM,
     Kind.UPSTREAM_ERROR: _UPSTREAM,
@@ -90,6 +92,7 @@ FAILS_OVER: frozenset[Kind] = frozenset(
         Kind.UPSTREAM_TIMEOUT,
         Kind.UPSTREAM_RATE_LIMITED,
         Kind.UPSTREAM_AUTH,
+        Kind.UPSTREAM_MODEL_NOT_FOUND,
         Kind.UPSTREAM_TRUNCATED,
         Kind.UPSTREAM_PROTOCOL,
         Kind.UPSTREAM_ERROR,

@@ -125,6 +125,7 @@ class Result(Struct, frozen=True, tag="result"):
 Event: TypeAlias = Started | Opened | Delta | Annotated | Closed | Finished | Usage | Notice | Result
 Batch: TypeAlias = Sequence[Event]
 
+
 class Whole(Sequence[Event]):
     """A whole answer in its dialect's own bytes, known to be complete. It is decoded when somebody looks at its events;
     a door of the same dialect need not. A wrapper that changes events hands on a plain list of them instead."""

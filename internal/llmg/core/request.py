@@ -151,15 +151,21 @@ class Sampling(Struct, frozen=True, kw_only=True):
 class Origin(Struct, frozen=True):
     """The request as it came in: its dialect, the body's fields byte for byte, and what they were decoded to.
 
-    An adapter of the same dialect sends `fields` on and replaces only what differs from `decoded`.
+    An adapter of the same dialect sends `fields` on and replaces only what is another than in `decoded`, which holds
+    the values of the request's own fields, in their order.
     """
 
     dialect: str
     fields: dict[str, Raw]
-    decoded: Chat | Embed
+    decoded: tuple[Any, ...]
+
+    def changed(self, request: Chat | Embed) -> list[str]:
+        """The names of the fields that are not what they were."""
+        names = type(request).__struct_fields__
+        return [name for name, value in zip(names, self.decoded, strict=False) if getattr(request, name) is not value]
 
 
-class Chat(Struct, frozen=True, kw_only=True, tag="chat"):
+class Chat(Struct, frozen=True, tag="chat"):
     """A conversation to go on with. `top_logprobs` is how many rivals of each token to give."""
 
     model: str
@@ -182,7 +188,7 @@ class Chat(Struct, frozen=True, kw_only=True, tag="chat"):
     origin: Origin | UnsetType = UNSET
 
 
-class Embed(Struct, frozen=True, kw_only=True, tag="embed"):
+class Embed(Struct, frozen=True, tag="embed"):
     """Texts (or their tokens) to turn into vectors. `packed`: the client would rather have packed float32."""
 
     model: str

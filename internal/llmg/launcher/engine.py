@@ -69,6 +69,8 @@ class Engine:
         token = secrets.token_hex(32)
         argv = [*command(spec), "--addr", address]
         env = {**os.environ, **dict(spec.env), "LOCALAI_GRPC_AUTH_TOKEN": token}
+        if not spec.external:  # another's command may put a shell between us
+            env["LLMG_BACKEND_PARENT"] = str(os.getpid())
         hidden = [token, *(value for _, value in spec.env if len(value) >= _LEAST_SECRET)]
         try:
             process = await Process.spawn(argv, env, title=title, on_exit=on_exit, secrets=hidden)
@@ -142,8 +144,15 @@ class Engine:
         """Has the model unloaded, then ends the process; bounded. When cancelled, the process is killed."""
         try:
             await self._free()
+        except asyncio.CancelledError:
+            self.process.kill()
+            raise
         finally:
             await self._end(_STOP_SECONDS)
+
+    def kill(self, _: object = None) -> None:
+        """Ends the process now, if it has not ended. Fit for a callback."""
+        self.process.kill()
 
     async def give_up(self) -> None:
         """Ends a process that never became of use."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -175,19 +175,24 @@ class LocalLauncher:
         Each has its model unloaded (2 s), gets SIGTERM, and after 5 s SIGKILL. To be called again does no harm.
         """
         if self._closing is None:
-            self._closing = asyncio.create_task(self._close(), name="stop all models")
+            self._closing = self._close()
         await asyncio.shield(self._closing)
 
-    async def _close(self) -> None:
+    def _close(self) -> asyncio.Task[None]:
         starting, engines = list(self._starting.values()), list(self._engines.values())
         for task in starting:
             task.cancel()
         for engine in engines:
             self._forget(engine)
-        outcomes = await asyncio.gather(
-            *starting, *self._burials, *(engine.stop() for engine in engines), return_exceptions=True
-        )
-        for outcome in outcomes:
+        closing = asyncio.create_task(self._stop(starting, engines), name="stop all models")
+        # When the event loop ends it cancels this task, too, perhaps before its first step.
+        for engine in engines:
+            closing.add_done_callback(engine.kill)
+        return closing
+
+    async def _stop(self, starting: Sequence[asyncio.Task[Running | Failure]], engines: Sequence[Engine]) -> None:
+        stopping = (engine.stop() for engine in engines)
+        for outcome in await asyncio.gather(*starting, *self._burials, *stopping, return_exceptions=True):
             if isinstance(outcome, Exception):
                 log.error("a backend was not stopped as it should be", exc_info=outcome)
 

@@ -1,7 +1,9 @@
 """A child process that is watched: what it writes is kept and logged, its end is noticed at once.
 
-By asyncio's protocol of subprocesses, not its streams: the exit is reported when it happens, even while a grandchild
-holds the pipes open, and what the child writes is drained without a task of ours.
+Not by the event loop's own subprocesses. uvloop forks, runs Python's and pthread's fork handlers in the child, and
+blocks the loop until the child has called exec: in a process full of gRPC's threads that is not safe, and what hangs
+there hangs the gateway. subprocess.Popen uses vfork and runs nothing in between. asyncio's, in 3.11, tells of an exit
+by `wait` only when the pipes are closed, which a grandchild may keep open.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Final, Literal
 
 import structlog
 
@@ -21,30 +24,39 @@ from llmg.launcher.tail import Tail
 
 log = structlog.get_logger("llmg.launcher")
 
-_STREAMS: Final = {1: "stdout", 2: "stderr"}
+Stream = Literal["stdout", "stderr"]
+
 _DRAIN_SECONDS: Final = 0.5  # for the pipes to end after the process did
 _REAP_SECONDS: Final = 5.0  # for the kernel to end what was killed
 _NOT_THEIR_OWN_END: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT})
 
 
-class Process(asyncio.SubprocessProtocol):
+class Process:
     """One child, the leader of its own process group. Make it with `spawn`.
 
     `title`: what messages call it. `on_exit` is called with it once, on the event loop, as soon as the exit is known.
     """
 
-    def __init__(self, title: str, on_exit: Callable[[Process], None], secrets: Sequence[str]) -> None:
+    def __init__(
+        self, child: subprocess.Popen[bytes], title: str, on_exit: Callable[[Process], None], secrets: Sequence[str]
+    ) -> None:
         self.title = title
-        self.pid = 0
+        self.pid = child.pid
         self.returncode: int | None = None
         self.exited = asyncio.Event()
+        self._child = child
         self._on_exit = on_exit
-        self._drained = asyncio.Event()
         self._stopping = False
-        self._transport: asyncio.SubprocessTransport | None = None
-        self._tails = {fd: Tail(secrets=secrets) for fd in _STREAMS}
-        self._log = log.bind(backend=title)
-        self._at_exit: weakref.finalize[Any, Any] | None = None
+        self._pipes: dict[Stream, _Pipe] = {
+            "stdout": _Pipe("stdout", Tail(secrets=secrets), self.pid),
+            "stderr": _Pipe("stderr", Tail(secrets=secrets), self.pid),
+        }
+        self._log = log.bind(backend=title, pid=self.pid)
+        # For a gateway that ends without `stop`. One that is killed can't do even this: the child watches for that.
+        self._at_exit = weakref.finalize(self, _kill_orphans, self.pid, os.getpid())
+        threading.Thread(
+            target=_wait, args=(child, asyncio.get_running_loop(), self._exit), name=f"wait {self.pid}", daemon=True
+        ).start()
 
     @classmethod
     async def spawn(
@@ -57,68 +69,32 @@ class Process(asyncio.SubprocessProtocol):
         secrets: Sequence[str] = (),
     ) -> Process:
         """Starts it. Raises OSError when there is no such program. When cancelled, no process stays behind."""
-        process = cls(title, on_exit, secrets)
-        spawning = asyncio.ensure_future(
-            asyncio.get_running_loop().subprocess_exec(
-                lambda: process,
-                *argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=dict(env),
-                start_new_session=True,
-            )
-        )
+        process = cls(_popen(argv, env), title, on_exit, secrets)
+        listening = asyncio.ensure_future(process._listen())
         try:
-            await asyncio.shield(spawning)
-        except asyncio.CancelledError:
-            await asyncio.wait({spawning})
+            await asyncio.shield(listening)
+        except BaseException:
             process.kill()
+            await asyncio.wait({listening})  # half connected, a pipe would be closed twice, or never
+            process._close_pipes()
             raise
         return process
 
-    # -- the event loop calls these --
+    async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        for name, pipe in self._pipes.items():
+            await loop.connect_read_pipe(pipe.itself, getattr(self._child, name))
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.SubprocessProtocol."""
-        # uvloop's transport is no subclass of asyncio's
-        self._transport = cast(asyncio.SubprocessTransport, transport)
-        self.pid = self._transport.get_pid()
-        # For a gateway that ends without `stop`. One that is killed can't do even this: the child watches for that.
-        self._at_exit = weakref.finalize(self, _kill_orphans, self.pid, os.getpid())
-        self._log = self._log.bind(pid=self.pid)
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        """See asyncio.SubprocessProtocol."""
-        self._say(fd, self._tails[fd].feed(data))
-
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        """See asyncio.SubprocessProtocol."""
-        self._say(fd, self._tails[fd].close())
-
-    def process_exited(self) -> None:
-        """See asyncio.SubprocessProtocol."""
-        assert self._transport is not None
-        self.returncode = self._transport.get_returncode()
+    def _exit(self, returncode: int) -> None:
+        self.returncode = returncode
         _signal_group(self.pid, signal.SIGKILL)  # what it has started itself ends with it
-        if self._at_exit is not None:
-            self._at_exit.detach()
+        self._at_exit.detach()
         self.exited.set()
         self._on_exit(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.SubprocessProtocol."""
-        self._drained.set()
-
-    def _say(self, fd: int, lines: Sequence[str]) -> None:
-        for line in lines:
-            self._log.debug("backend output", stream=_STREAMS[fd], line=line)
-
-    # -- we call these --
-
     def kill(self) -> None:
         """Ends it and all its group, now. Does nothing when it has ended."""
-        if self._transport is not None and self.returncode is None:
+        if self.returncode is None:
             _signal_group(self.pid, signal.SIGKILL)
 
     async def stop(self, grace: float) -> None:
@@ -138,14 +114,17 @@ class Process(asyncio.SubprocessProtocol):
 
     async def has_exited(self, seconds: float) -> bool:
         """Whether it has ended, or does within that time."""
-        return await _happens(self.exited, seconds)
+        return await _happen([self.exited], seconds)
 
     async def close(self) -> None:
         """Waits for the last words of a process that has ended, and gives back its pipes."""
-        if not await _happens(self._drained, _DRAIN_SECONDS):
+        if not await _happen([pipe.ended for pipe in self._pipes.values()], _DRAIN_SECONDS):
             self._log.info("the backend's pipes are held open by another process")
-        if self._transport is not None:
-            self._transport.close()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for pipe in self._pipes.values():
+            pipe.close()
 
     def epitaph(self, when: str = "") -> str:
         """How it ended, in a sentence: `the X backend exited with code 1: <last words>`. `when`: ` while starting`."""
@@ -160,17 +139,68 @@ class Process(asyncio.SubprocessProtocol):
 
     def last_words(self) -> str:
         """The last lines of stderr, or of stdout if there are none."""
-        return self._tails[2].last_words() or self._tails[1].last_words()
+        return self._pipes["stderr"].tail.last_words() or self._pipes["stdout"].tail.last_words()
 
     def output(self) -> str:
         """The end of all that it wrote, for a log."""
-        return "\n".join(text for text in (self._tails[1].text(), self._tails[2].text()) if text)
+        return "\n".join(text for pipe in self._pipes.values() if (text := pipe.tail.text()))
 
 
-async def _happens(event: asyncio.Event, seconds: float) -> bool:
+class _Pipe(asyncio.Protocol):
+    """What comes out of one stream of the child."""
+
+    def __init__(self, name: Stream, tail: Tail, pid: int) -> None:
+        self.tail = tail
+        self.ended = asyncio.Event()
+        self._log = log.bind(pid=pid, stream=name)
+        self._transport: asyncio.BaseTransport | None = None
+
+    def itself(self) -> _Pipe:
+        return self
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._say(self.tail.feed(data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._say(self.tail.close())
+        self.ended.set()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def _say(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._log.debug("backend output", line=line)
+
+
+def _popen(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        argv,
+        bufsize=0,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+        start_new_session=True,
+    )
+
+
+def _wait(child: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop, noticed: Callable[[int], None]) -> None:
+    returncode = child.wait()
+    with contextlib.suppress(RuntimeError):  # the event loop has ended before the child, and nobody is left to tell
+        loop.call_soon_threadsafe(noticed, returncode)
+
+
+async def _happen(events: Sequence[asyncio.Event], seconds: float) -> bool:
+    """Whether all of them happen within that time."""
     try:
         async with asyncio.timeout(seconds):
-            await event.wait()
+            for event in events:
+                await event.wait()
     except TimeoutError:
         return False
     return True

@@ -26,11 +26,14 @@ from llmg.ports import Answering, Launcher, Running, Spec
 from llmg.wire.backend import ERROR_KIND, ReplyDecoder, encode_chat
 
 MAX_MESSAGE: Final = 50 << 20  # bytes: the contract's
+_LAST_WORDS: Final = 5.0  # seconds; a channel that is closed at once would cancel its calls, and so whoever awaits them
 _AT_ONCE: Final = 8  # embeddings of one request that are under way at the same time
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),  # a backend is near: an http_proxy in the environment is not for it
+    ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.initial_reconnect_backoff_ms", 100),
 )
@@ -85,6 +88,7 @@ class Channels:
     def __init__(self) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._stubs: dict[str, BackendStub] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     def stub(self, address: str) -> BackendStub:
         """The calls of the backend at `host:port`."""
@@ -94,17 +98,24 @@ class Channels:
             stub = self._stubs[address] = BackendStub(channel)
         return stub
 
-    async def forget(self, address: str) -> None:
-        """That one is gone for good."""
+    def forget(self, address: str) -> None:
+        """That one is gone for good. Other calls to it are left a moment to find out for themselves."""
         self._stubs.pop(address, None)
         channel = self._channels.pop(address, None)
         if channel is not None:
-            await channel.close()
+            task = asyncio.get_running_loop().create_task(channel.close(_LAST_WORDS))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Closes all of them."""
-        for address in list(self._channels):
-            await self.forget(address)
+        """Closes all of them, and ends the calls under way."""
+        for task in list(self._closing):
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        channels, self._channels = list(self._channels.values()), {}
+        self._stubs.clear()
+        for channel in channels:
+            await channel.close()
 
 
 class Backend:
@@ -137,7 +148,7 @@ class Backend:
         if error.code() in _MAY_BE_DEAD:
             cause = await self._place.post_mortem(running)
             if cause is not None:
-                await self._channels.forget(running.address)
+                self._channels.forget(running.address)
                 return Failure(Kind.BACKEND_CRASHED, cause, detail=_said(error))
         return _failure(error)
 

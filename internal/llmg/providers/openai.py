@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from math import nan
 from typing import Any, Final
 
 from msgspec import Struct
@@ -14,7 +15,7 @@ from llmg.core.errors import Failure, Kind, not_implemented
 from llmg.core.events import Batch, Event
 from llmg.core.request import Chat, Embed, Request
 from llmg.ports import Answering
-from llmg.providers.http import Exchange, Transport, connecting_within, endpoint, fixed
+from llmg.providers.http import Exchange, Origin, Transport
 from llmg.wire import sse
 from llmg.wire.openai.chunks import ChunkDecoder
 from llmg.wire.openai.embeddings import decode_embeddings, encode_embed
@@ -24,6 +25,8 @@ from llmg.wire.openai.splice import read_answer
 
 MAX_ANSWER: Final = 256 << 20
 MAX_ERROR: Final = 1 << 20
+_SECRET: Final = 8  # a header's value of so many characters is taken for a secret
+_LONGEST_WAIT: Final = 86_400.0  # seconds: a Retry-After beyond this says nothing usable
 
 
 class _Operation(Struct, frozen=True):
@@ -44,25 +47,26 @@ class OpenAI:
     def __init__(
         self,
         transport: Transport,
-        base_url: str,
+        origin: Origin,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         connect_timeout: float = 5.0,
     ) -> None:
         self._transport = transport
-        self._urls = {row.path: endpoint(base_url, row.path) for row in _OPERATIONS.values()}
-        self._timeout = connecting_within(connect_timeout)
-        self._secret = api_key
-        self._headers = fixed(
-            {
-                "Content-Type": "application/json",
-                "Accept": "application/json, text/event-stream",
-                "Accept-Encoding": "identity",
-                "User-Agent": "llmg",
-                **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
-                **(headers or {}),
-            }
-        )
+        self._origin = origin
+        self._connect_timeout = connect_timeout
+        secrets = [api_key or "", *(headers or {}).values()]
+        self._secrets = [secret for secret in secrets if len(secret) >= _SECRET]
+        sent = {
+            "Content-Type": "application/json",
+            "Accept": "application/json, text/event-stream",
+            "Accept-Encoding": "identity",
+            "User-Agent": "llmg",
+            **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
+        }
+        own = {name.lower() for name in headers or {}}
+        sent = {**{name: value for name, value in sent.items() if name.lower() not in own}, **(headers or {})}
+        self._heads = {row.path: origin.head("POST", row.path, sent) for row in _OPERATIONS.values()}
 
     def open(self, request: Request, context: Context, /) -> Answering:
         """See `ports.Provider`."""
@@ -73,8 +77,8 @@ class OpenAI:
 
     async def send(self, operation: _Operation, request: Request) -> Exchange:
         """The upstream call, up to the head of a good answer."""
-        exchange = await self._transport.post(
-            self._urls[operation.path], self._headers, operation.encode(request), self._timeout
+        exchange = await self._transport.send(
+            self._origin, self._heads[operation.path], operation.encode(request), self._connect_timeout
         )
         if exchange.status == 200:
             return exchange
@@ -87,9 +91,15 @@ class OpenAI:
     def _refused(self, exchange: Exchange, body: bytes) -> Failure:
         if exchange.status < 400:
             return Failure(Kind.UPSTREAM_PROTOCOL, f"the upstream answered with HTTP {exchange.status}")
-        failure = decode_error(exchange.status, body, retry_after(exchange.headers.get("Retry-After")))
-        if self._secret and self._secret in failure.message:
-            failure.message = failure.message.replace(self._secret, "***")
+        return self.cleaned(decode_error(exchange.status, body, retry_after(exchange.headers.get("retry-after"))))
+
+    def cleaned(self, failure: Failure) -> Failure:
+        """An upstream's refusal without what it said of our secrets, neither for the client nor for the log."""
+        for secret in self._secrets:
+            for name in ("message", "param", "code", "detail"):
+                said = getattr(failure, name)
+                if said is not None and secret in said:
+                    setattr(failure, name, said.replace(secret, "***"))
         return failure
 
 
@@ -121,7 +131,11 @@ class _Call:
 
     async def __aenter__(self) -> _Call:
         exchange = self._exchange = await self._provider.send(self._operation, self._request)
-        kind = exchange.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        coding = exchange.headers.get("content-encoding", "identity")
+        if coding != "identity":
+            exchange.close()
+            raise Failure(Kind.UPSTREAM_PROTOCOL, f"the upstream's answer is in {coding[:40]}, which nobody asked for")
+        kind = exchange.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "text/event-stream" and self._request.stream:
             self._decoder = ChunkDecoder(self._context)
         elif kind != "application/json" and kind:
@@ -143,14 +157,16 @@ class _Call:
             raise StopAsyncIteration
         assert self._exchange is not None
         if self._decoder is None:
+            body = await self._exchange.read(MAX_ANSWER)
             self._done = True
-            return self._whole(await self._exchange.read(MAX_ANSWER))
+            return self._whole(body)
         return self._some(self._decoder, await self._exchange.read_some())
 
     def _whole(self, body: bytes) -> Batch:
-        if body.startswith(b'{"error"'):  # an error with a good status
-            raise decode_error(200, body)
-        return self._operation.decode(body, self._context)
+        try:
+            return self._operation.decode(body, self._context)
+        except Failure as failure:
+            raise self._provider.cleaned(failure) from None
 
     def _some(self, decoder: ChunkDecoder, data: bytes) -> list[Event]:
         out: list[Event] = []
@@ -166,7 +182,7 @@ class _Call:
                 self._done = True
                 decoder.end(out)
         except Failure as failure:
-            self._failure = failure
+            self._failure = self._provider.cleaned(failure)
             if not out:
                 raise
         return out
@@ -177,11 +193,16 @@ def retry_after(value: str | None) -> float | None:
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        pass
+        seconds = _until(value)
+    return max(0.0, seconds) if seconds <= _LONGEST_WAIT else None
+
+
+def _until(date: str) -> float:
+    """Seconds to that date; not a number where it is none."""
     try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+        when = parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
+        return nan
+    return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()

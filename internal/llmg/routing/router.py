@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from llmg.core.context import Attempt, Context
-from llmg.core.errors import FAILS_OVER, Failure, Kind, not_implemented
+from llmg.core.errors import FAILS_OVER, Failure, Kind, internal, not_implemented
 from llmg.core.events import Batch, commits
 from llmg.core.request import Embed, Request
 from llmg.ports import Answering, Clock, Policy, Profile, Provider
@@ -140,8 +140,15 @@ class _Routed:
     async def __aenter__(self) -> _Routed:
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
-        await self._leave(None)
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._over:
+            await self._leave(None)
+        elif isinstance(error, Failure):
+            await self._leave(error)
+        elif isinstance(error, Exception):
+            await self._leave(internal(error))
+        else:
+            await self._leave(Failure(Kind.CANCELLED, "nobody waited for the end of the answer"))
 
     def __aiter__(self) -> _Routed:
         return self
@@ -153,6 +160,9 @@ class _Routed:
             return await self._first()
         try:
             return await self._events.__anext__()
+        except StopAsyncIteration:
+            self._over = True
+            raise
         except Failure as failure:
             self._attempt.failure = failure
             raise

@@ -44,7 +44,7 @@ class Decoder:
             self._hold(data)
             return []
         self._hold(data[end + 2 :])
-        return [event for block in data[:end].split(b"\n\n") if (event := _event(block)) is not None]
+        return _events(data[:end])
 
     def close(self) -> list[ServerSentEvent]:
         """The bytes are over. The standard discards an event without its blank line; upstreams that forget the
@@ -75,9 +75,15 @@ class Decoder:
         self._rest = rest
 
 
+def _events(blocks: bytes) -> list[ServerSentEvent]:
+    if blocks.startswith(b"data: "):
+        data = blocks[6:].split(b"\n\ndata: ")
+        if blocks.count(b"\n") == 2 * len(data) - 2:  # nothing but single lines of data, as nearly always
+            return [ServerSentEvent(line) for line in data]
+    return [event for block in blocks.split(b"\n\n") if (event := _event(block)) is not None]
+
+
 def _event(block: bytes) -> ServerSentEvent | None:
-    if block.startswith(b"data: ") and b"\n" not in block:  # nearly all of them
-        return ServerSentEvent(block[6:])
     data: list[bytes] = []
     kind = b""
     for line in block.split(b"\n"):

@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import ceil
 from typing import Final
 
 import structlog
@@ -141,10 +142,12 @@ class Exchange:
         await self.start(status, [(b"content-type", kind), length, *headers])
         await self.write(body, more=False)
 
-    async def fail(self, failure: Failure) -> None:
-        """A failure before the first byte of an answer."""
+    async def fail(self, failure: Failure, *more: tuple[bytes, bytes]) -> None:
+        """A failure before the first byte of an answer, with `more` headers."""
         status, _ = STATUS[failure.kind]
-        headers = [] if failure.retry_after is None else [(b"retry-after", b"%d" % -(-failure.retry_after // 1))]
+        headers = list(more)
+        if failure.retry_after is not None:
+            headers.append((b"retry-after", b"%d" % ceil(failure.retry_after)))
         if failure.kind in (Kind.REQUEST_TOO_LARGE, Kind.CLIENT_TIMEOUT):
             headers.append((b"connection", b"close"))  # the rest of the body is not read
         self.report(failure)
@@ -171,9 +174,10 @@ class Endpoint:
         """One request."""
         exchange = Exchange(scope, receive, send)
         try:
-            if scope["method"] not in self.methods:
-                raise Failure(Kind.METHOD_NOT_ALLOWED, f"{scope['method']} is not for {scope['path']}")
-            await self.handle(exchange)
+            if scope["method"] in self.methods:
+                await self.handle(exchange)
+            else:
+                await self._refuse_method(exchange)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.uncancel() > 0:
@@ -185,6 +189,12 @@ class Endpoint:
             await self._failed(exchange, internal(error))
         finally:
             exchange.done()
+
+    async def _refuse_method(self, exchange: Exchange) -> None:
+        failure = Failure(
+            Kind.METHOD_NOT_ALLOWED, f"{exchange.scope['method']} is not for {exchange.scope['path'][:200]}"
+        )
+        await exchange.fail(failure, (b"allow", ", ".join(sorted(self.methods)).encode()))
 
     async def _failed(self, exchange: Exchange, failure: Failure) -> None:
         if exchange.left:

@@ -28,6 +28,7 @@ _EVENT_STREAM: Final = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
+_LONGEST_ROUTE: Final = 512
 _HEARTBEAT: Final = sse.comment(b"heartbeat")
 
 
@@ -91,9 +92,9 @@ class ChatCompletions(Inference):
                     await stream.send(encoder.encode(batch))
             await stream.end(sse.DONE)
         except asyncio.CancelledError:
-            if not exchange.left:  # then it is the server that ends
-                await stream.fail(Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"))
-            raise
+            if exchange.left:
+                raise
+            await stream.fail(Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"))  # it is the server that ends
         except Failure as failure:
             await stream.fail(failure)
         except Exception as error:  # noqa: BLE001 - a stream under way must end with a clear error, whatever it was
@@ -124,7 +125,7 @@ def _embeddings_answer(embed: Embed, events: Batch, _: Context) -> bytes:
 class _EventStream:
     """A stream of server-sent events: its head waits for content, and when that is long in coming, heartbeats go."""
 
-    __slots__ = ("_beating", "_context", "_exchange", "_interval", "_last", "_loop", "_timer")
+    __slots__ = ("_beating", "_context", "_exchange", "_interval", "_last", "_loop", "_timer", "_writing")
 
     def __init__(self, exchange: Exchange, context: Context, interval: float) -> None:
         self._exchange = exchange
@@ -133,22 +134,28 @@ class _EventStream:
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
         self._beating: asyncio.Task[None] | None = None
+        self._writing = False
         self._timer = self._loop.call_at(self._last + interval, self._fire)
 
     async def send(self, data: bytes) -> None:
         if not data:
             return
-        if not self._exchange.started:
-            await self._exchange.start(200, [*_EVENT_STREAM, *_route(self._context)])
-        elif self._beating is not None:
-            await self._beating
+        if self._beating is not None or not self._exchange.started:
+            await self._begin()
         self._last = self._loop.time()
+        self._writing = True
         await self._exchange.write(data)
+        self._writing = False
 
     async def end(self, data: bytes) -> None:
+        await self._begin()
+        await self._exchange.write(data, more=False)
+
+    async def _begin(self) -> None:
+        if self._beating is not None:
+            await self._beating
         if not self._exchange.started:
             await self._exchange.start(200, [*_EVENT_STREAM, *_route(self._context)])
-        await self._exchange.write(data, more=False)
 
     async def fail(self, failure: Failure) -> None:
         """Before the head, a status of its own; after it, an error event, and no [DONE]."""
@@ -166,7 +173,9 @@ class _EventStream:
 
     def _fire(self) -> None:
         now = self._loop.time()
-        if now - self._last >= self._interval:
+        if self._writing or self._beating is not None:
+            self._last = now  # the client does not read what there is
+        elif now - self._last >= self._interval:
             self._last = now
             self._beating = self._loop.create_task(self._beat())
         self._timer = self._loop.call_at(self._last + self._interval, self._fire)
@@ -183,5 +192,8 @@ def _route(context: Context) -> list[tuple[bytes, bytes]]:
     trail = context.trail
     if not trail:
         return []
-    route = (b"x-llmg-route", trail[-1].route.encode("ascii", "replace"))
+    name = trail[-1].route
+    if not (name.isascii() and name.isprintable()):  # clients make names up, too
+        name = "".join([char if " " <= char <= "~" else "?" for char in name])
+    route = (b"x-llmg-route", name[:_LONGEST_ROUTE].encode())
     return [route] if len(trail) == 1 else [route, (b"x-llmg-attempts", b"%d" % len(trail))]

@@ -14,6 +14,7 @@ from contextlib import suppress
 from email.utils import formatdate
 from typing import Any, Final
 
+import httptools
 from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -23,7 +24,9 @@ from llmg.core.errors import Failure, Kind
 from llmg.doors.rest.exchange import GONE
 from llmg.wire.openai.errors import STATUS, encode_error
 
-LINGER: Final = 1.0  # seconds that an idle connection has for one request more when the server drains
+# Seconds that an idle connection has for one request more when the server drains, and a client that is still sending
+# to read that it was refused.
+LINGER: Final = 1.0
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -40,22 +43,30 @@ class LimitedProtocol(HttpToolsProtocol):
 
     _reading = "head"  # what comes next of a request: its head, its body
     _head_bytes = -1  # of a head under way; -1: none is
+    _ended = False  # did a request end in the bytes at hand?
     _clock: asyncio.TimerHandle | None = None
-    _refusing = False
+    _deaf = False  # what the client still sends is thrown away
+    _lingering = False  # all is said, and the client may still be sending
+    _answering: RequestResponseCycle | None = None  # the first of the requests under way
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._waiting: set[Callable[[], None]] = set()
         self._extensions: Any = {GONE: self._waiting}
+        self._wire: asyncio.Transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is here, and must say something."""
         super().connection_made(transport)
+        self._wire = transport
+        self.transport = _Outlet(transport.write, self._close, self._is_closing)  # type: ignore[assignment]
         self._run_clock(self.header_timeout, "its request")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: whoever waits to hear of it is told."""
         self._stop_clock()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True  # uvicorn tells the last of pipelined requests only
         super().connection_lost(exc)
         for callback in list(self._waiting):
             callback()
@@ -63,13 +74,21 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some bytes."""
-        if self._refusing:
+        if self._deaf:
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._ended = False
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(400, Failure(Kind.INVALID_REQUEST, "the request is not valid HTTP"))
         if self._reading == "body":
             self._run_clock(self.body_timeout, "its body")
         elif self._head_bytes >= 0:  # a head has begun
-            self._head_bytes += len(data)
+            # Where in these bytes it did is not known, when the request before it ended in them.
+            self._head_bytes += 0 if self._ended else len(data)
             if self._head_bytes > self.max_headers:
                 self._refuse(431, self._headers_too_large())
             else:
@@ -82,6 +101,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The headers are all there: refused when they are too large together."""
+        if self._deaf or self.parser.should_upgrade():
+            return
         self._stop_clock()
         if sum([len(name) + len(value) for name, value in self.headers]) + len(self.url) > self.max_headers:
             self._refuse(431, self._headers_too_large())
@@ -94,59 +115,144 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
-        if not self._refusing:
+        if not self._deaf:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        self._reading = "head"
+        if self._deaf or self.parser.should_upgrade():
+            return
+        self._reading, self._ended = "head", True
         self._stop_clock()
-        if not self._refusing:
-            super().on_message_complete()
+        super().on_message_complete()
+        if not self.pipeline:  # nobody would ask for more of a large body, and the client's leaving were not seen
+            self.flow.resume_reading()
 
-    def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is refused in the door's own words."""
-        self._refuse(400, Failure(Kind.INVALID_REQUEST, "the request is not valid HTTP"))
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """A wish for another protocol is not heard (RFC 9110, 7.8): the request is read again without it.
+
+        The parser takes what follows the head for the other protocol's, so that the body would be lost. Java's own
+        client wishes for HTTP/2 with each request.
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self._refuse(405, Failure(Kind.METHOD_NOT_ALLOWED, "CONNECT is not for this server"))
+            return
+        kept = [(name, value) for name, value in self.headers if name not in (b"upgrade", b"connection")]
+        if not self.parser.should_keep_alive():
+            kept.append((b"connection", b"close"))
+        lines = b"".join([b"%b: %b\r\n" % header for header in kept])
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        try:
+            self.parser.feed_data(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self.url, version, lines, rest))
+        except httptools.HttpParserError:
+            self._refuse(400, Failure(Kind.INVALID_REQUEST, "the request is not valid HTTP"))
 
     def _headers_too_large(self) -> Failure:
         return Failure(Kind.REQUEST_TOO_LARGE, f"the headers are larger than {self.max_headers} bytes")
 
     def _run_clock(self, seconds: float, what: str) -> None:
-        if self._clock is None and not self._refusing:
-            self._clock = self.loop.call_later(seconds, self._too_slow, what)
+        if self._clock is None and not self._deaf:
+            self._clock = self.loop.call_later(seconds, self._too_slow, seconds, what)
 
     def _stop_clock(self) -> None:
         if self._clock is not None:
             self._clock.cancel()
             self._clock = None
 
-    def _too_slow(self, what: str) -> None:
+    def _too_slow(self, seconds: float, what: str) -> None:
         self._clock = None
+        if self.flow.read_paused:  # it is we who don't read
+            self._run_clock(seconds, what)
+            return
         failure = Failure(Kind.CLIENT_TIMEOUT, f"the client took too long to send {what}")
         self._refuse(STATUS[failure.kind][0], failure)
 
     def _refuse(self, status: int, failure: Failure) -> None:
-        self._refusing = True
+        """The last that happens here: an answer in the door's own words, if it is this request's turn."""
+        if self._deaf or self._wire.is_closing():
+            return
         self._stop_clock()
-        if self.transport.is_closing():
+        cycle, in_body = self._answering, self._reading == "body"
+        self._deaf = True
+        if cycle is None or cycle.response_complete or (in_body and cycle is self.cycle):
+            if not (in_body and cycle is not None and cycle.response_started):
+                self._wire.write(_refusal(status, failure))
+            if in_body:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            self._linger()
+        elif in_body:
+            self._wire.close()  # of several requests at once, one that isn't answered yet is broken
+        else:
+            self.cycle.keep_alive = False  # those before it are answered, then the connection closes
+
+    def _close(self) -> None:
+        """Closes when all is said. To a client that is still sending, an answer and a close at once are a reset
+        connection, and no answer."""
+        if self._deaf or self._reading == "body":
+            self._deaf = True
+            self._linger()
+        else:
+            self._wire.close()
+
+    def _is_closing(self) -> bool:
+        return self._lingering or self._wire.is_closing()
+
+    def _linger(self) -> None:
+        self._stop_clock()
+        if self._is_closing():
             return
+        self._lingering = True
+        self.flow.resume_reading()
+        if self._wire.can_write_eof():
+            self._wire.write_eof()
+        self._clock = self.loop.call_later(LINGER, self._wire.close)
+
+    def abort(self) -> None:
+        """Closes, whatever is under way."""
+        self._stop_clock()
+        self._wire.close()
+
+    def drain(self) -> None:
+        """The next answer to begin says that the connection closes; where none is under way, it does so in a moment."""
+        self.timeout_keep_alive = LINGER  # type: ignore[assignment]
         cycle: RequestResponseCycle | None = self.cycle
-        if cycle is not None and cycle.response_started and not cycle.response_complete:
-            self.transport.close()  # it is in the midst of another answer
-            return
-        body = encode_error(failure)
-        head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[status] + head + body)
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
-        self.transport.close()
+        if cycle is not None and not cycle.response_started:
+            cycle.keep_alive = False
+        if self.idle:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(LINGER, self.timeout_keep_alive_handler)
 
     @property
     def idle(self) -> bool:
         """Is no request under way on this connection, not even a part of one?"""
         cycle: RequestResponseCycle | None = self.cycle
         return (cycle is None or cycle.response_complete) and self._reading == "head" and self._head_bytes < 0
+
+
+class _Outlet:
+    """A connection as uvicorn and its answers see it: to close it is the protocol's."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(
+        self, write: Callable[[bytes], None], close: Callable[[], None], is_closing: Callable[[], bool]
+    ) -> None:
+        self.write = write
+        self.close = close
+        self.is_closing = is_closing
+
+
+def _refusal(status: int, failure: Failure) -> bytes:
+    body = encode_error(failure)
+    head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+    return STATUS_LINE[status] + head + body
 
 
 class HttpServer:
@@ -188,10 +294,13 @@ class HttpServer:
         self._state = ServerState()
         self._lost = lost
         self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._date: asyncio.TimerHandle | None = None
 
     async def start(self, listener: socket.socket) -> None:
         """Accepts connections from here on."""
+        listener.setblocking(False)
+        self._listener = listener
         self._tick()
         self._server = await asyncio.get_running_loop().create_server(
             self._protocol, sock=listener, backlog=self._config.backlog
@@ -210,15 +319,9 @@ class HttpServer:
         """Takes no more connections, and lets requests in flight finish for `grace` seconds. How many did not."""
         loop = asyncio.get_running_loop()
         end = loop.time() + grace
-        if self._server is not None:
-            self._server.close()
+        await self._stop_accepting()
         for connection in self._connections():
-            if connection.cycle is not None:
-                connection.cycle.keep_alive = False
-        await self._until_quiet(min(end, loop.time() + LINGER))
-        for connection in self._connections():
-            if connection.idle:
-                connection.shutdown()
+            connection.drain()
         await self._until_quiet(end)
         left = list(self._state.tasks)
         for task in left:
@@ -226,10 +329,23 @@ class HttpServer:
         if left:
             await asyncio.wait(left, timeout=LINGER)
         for connection in self._connections():
-            connection.transport.close()
+            connection.abort()
         if self._date is not None:
             self._date.cancel()
         return len(left)
+
+    async def _stop_accepting(self) -> None:
+        """Closes the listener. The connections that wait in it would be reset by that: they are taken first."""
+        if self._server is None or self._listener is None:
+            return
+        waiting: list[socket.socket] = []
+        with suppress(OSError):  # nobody waits any more
+            while len(waiting) < self._config.backlog:
+                waiting.append(self._listener.accept()[0])
+        self._server.close()
+        for client in waiting:
+            client.setblocking(False)
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
 
     def _connections(self) -> list[LimitedProtocol]:
         return [c for c in self._state.connections if isinstance(c, LimitedProtocol)]

@@ -1,7 +1,9 @@
 """Streamed chat answers: OpenAI's `chat.completion.chunk` to events, and events to chunks.
 
-Decoding. Each chunk goes through structs that refuse unknown fields. The first chunk that has one sends the rest of
-its stream the long way, which keeps them. A choice's text, reasoning and refusal parts are closed when another of these
+Decoding. Most chunks are like the one before but for their words, and take the shortest way (`alike`). The others go
+through structs that refuse unknown fields. The first chunk that has one sends the rest of its stream a longer way,
+which keeps them: one for what is unknown around the choices, where most upstreams that have more to say say it, and the
+long one for what is unknown within. A choice's text, reasoning and refusal parts are closed when another of these
 begins; tool calls, which some upstreams interleave, when the choice finishes.
 
 Encoding. All of a chunk but its content is the same for the whole stream, so it is made once, as bytes.
@@ -32,6 +34,7 @@ from llmg.core.events import (
 from llmg.core.extra import Extra, merge
 from llmg.core.usage import Usage
 from llmg.wire.openai import DIALECT
+from llmg.wire.openai.alike import Alike
 from llmg.wire.openai.answers import (
     NO_FUNCTION,
     Call,
@@ -83,7 +86,16 @@ class _Chunk(Strict):
     service_tier: str | None = None
 
 
+class _OpenChunk(_Chunk, forbid_unknown_fields=False):
+    """Within its choices as strict as the other."""
+
+
+_STRICT, _OPEN = 0, 1  # the ways to read a chunk; the one after them is the long one
+_KNOWN = frozenset(_Chunk.__struct_encode_fields__)
 _strict = msgspec.json.Decoder(_Chunk).decode
+_open = msgspec.json.Decoder(_OpenChunk).decode
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_plain = msgspec.json.decode
 _NO_DELTA = _Delta()
 
 
@@ -110,50 +122,52 @@ class ChunkDecoder:
         self._context = context
         self._choices: dict[int, _ChoiceState] = {}
         self._begun = False
-        self._loose = False
+        self._way = _STRICT
         self._usage: TokenCounts | None = None
         self._usage_extra: dict[str, Any] | None = None
         self._trailing: dict[str, Any] = {}  # what stood around no choice
+        self._alike = Alike()
+        self._saying: tuple[int, _ChoiceState] | None = None  # the choice whose text the last chunk went on with
 
     def feed(self, data: bytes, out: list[Event]) -> None:
         """One chunk. Raises Failure for an error in the stream or what is no chunk."""
-        if not self._loose:
-            try:
-                chunk = _strict(data)
-            except msgspec.ValidationError:
-                self._loose = True
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise unreadable("stream", error) from None
-            else:
-                if not self._more_text(chunk, out):
-                    self._chunk(chunk, out)
+        if self._saying is not None:
+            words = self._alike.words(data)
+            if words:
+                index, state = self._saying
+                out.append(Delta(index, state.current, words))
                 return
-        self._feed_loose(data, out)
+            self._saying = None
+        try:
+            if self._way == _STRICT:
+                chunk = _strict(data)
+                self._chunk(chunk, out)
+                self._learn(data, chunk)
+            elif self._way == _OPEN:
+                self._feed_open(data, out)
+            else:
+                self._feed_loose(data, out)
+        except msgspec.ValidationError:
+            self._way += 1
+            self.feed(data, out)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise unreadable("stream", error) from None
 
-    def _more_text(self, chunk: _Chunk, out: list[Event]) -> bool:
-        """The short way for what nearly all chunks are: more of the text that a choice is saying."""
-        choices = chunk.choices
-        if len(choices) != 1 or chunk.usage is not None:
-            return False
-        choice = choices[0]
-        delta = choice.delta
-        state = self._choices.get(choice.index)
-        if (
-            state is None
-            or state.kind != "text"
-            or state.held is not UNSET
-            or delta is None
-            or not delta.content
-            or delta.tool_calls is not None
-            or delta.reasoning_content is not None
-            or delta.refusal is not None
-            or choice.finish_reason is not None
-            or choice.logprobs is not None
-            or state.finished is not None
-        ):
-            return False
-        out.append(Delta(choice.index, state.current, delta.content))
-        return True
+    def _learn(self, data: bytes, chunk: _Chunk) -> None:
+        words = _words_alone(chunk)
+        if words:
+            index = chunk.choices[0].index
+            state = self._choices[index]
+            if state.finished is None:
+                self._saying = index, state
+                self._alike.learn(data, words)
+
+    def _feed_open(self, data: bytes, out: list[Event]) -> None:
+        chunk = _open(data)
+        envelope = {name: _plain(value) for name, value in _fields(data).items() if name not in _KNOWN}
+        if envelope.get("error"):
+            raise decode_error(200, data)
+        self._chunk(chunk, out, envelope)
 
     def end(self, out: list[Event]) -> None:
         """The stream is over. Raises `upstream_truncated` when the answer is not."""
@@ -167,7 +181,7 @@ class ChunkDecoder:
 
     def _feed_loose(self, data: bytes, out: list[Event]) -> None:
         try:
-            whole = msgspec.json.decode(data, type=dict[str, Any])
+            whole = _plain(data, type=dict[str, Any])
             if whole.get("error"):
                 raise decode_error(200, data)
             known, envelope = split(whole, _Chunk)
@@ -193,8 +207,8 @@ class ChunkDecoder:
             envelope = None
         for place, choice in enumerate(chunk.choices):
             extra: Extra | UnsetType = UNSET
-            if extras is not None:
-                extra, envelope = _around(extras[place], envelope), None
+            if extras or envelope:
+                extra, envelope = _around(extras[place] if extras else _NO_EXTRA, envelope), None
             self._choice(choice, extra, out)
         if envelope:
             self._trailing.update(envelope)
@@ -278,11 +292,27 @@ class ChunkDecoder:
                 out.append(Delta(index, part, function.arguments or "", UNSET, extra))
 
 
+def _words_alone(chunk: _Chunk) -> str | None:
+    """The content of a chunk that holds nothing else."""
+    if len(chunk.choices) != 1 or chunk.usage is not None:
+        return None
+    choice = chunk.choices[0]
+    delta = choice.delta
+    if delta is None or choice.finish_reason is not None or choice.logprobs is not None:
+        return None
+    if delta.tool_calls is not None or delta.reasoning_content is not None or delta.refusal is not None:
+        return None
+    return delta.content
+
+
 def _unnumbered(state: _ChoiceState, call: Call, place: int) -> int:
     # Without an index, a new id begins a call and its absence goes on with the last.
     if call.id:
         return state.ids.get(call.id, len(state.calls))
     return max(len(state.calls) - 1, place)
+
+
+_NO_EXTRA = Extra(dialect=DIALECT)
 
 
 def _around(extra: Extra, envelope: dict[str, Any] | None) -> Extra | UnsetType:
@@ -294,6 +324,7 @@ def _around(extra: Extra, envelope: dict[str, Any] | None) -> Extra | UnsetType:
 # --- the other way -------------------------------------------------------------------------------------------------
 
 _string = msgspec.json.Encoder().encode
+_PLAIN = b'},"logprobs":null,"finish_reason":null}]'
 _FIELDS: dict[PartKind, str] = {"text": "content", "reasoning": "reasoning_content", "refusal": "refusal"}
 
 
@@ -322,7 +353,7 @@ class ChunkEncoder:
             if type(event) is Delta and event.logprobs is UNSET and event.extra is UNSET:
                 prefix = self._prefixes.get((event.choice, event.part))
                 if prefix is not None:
-                    out += (prefix, _string(event.data), b'},"logprobs":null,"finish_reason":null}]', self._tail)
+                    out += (prefix, _string(event.data), _PLAIN, self._tail)
                     continue
             self._other(event, out)
         return b"".join(out)
@@ -387,7 +418,11 @@ class ChunkEncoder:
             delta: dict[str, Any] = {"tool_calls": [encode_call(call, event.extra)]}
             self._choice(out, event.choice, delta, extra=_beside(event.extra))
             return
-        logprobs = None
+        prefix, extra, logprobs = self._prefixes.get(key), event.extra, None
+        if prefix and event.logprobs is UNSET and extra is not UNSET and not (extra.choice or extra.item):
+            around = extra.envelope if extra.dialect == DIALECT else {}
+            out += (prefix, _string(event.data), _PLAIN, _ending(self._tail, around))
+            return
         if event.logprobs is not UNSET:
             given = [encode_logprob(lp) for lp in event.logprobs]
             logprobs = {"content": None, "refusal": given} if kind == "refusal" else {"content": given, "refusal": None}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from llmg.core.assemble import Answer
 from llmg.core.context import Context
@@ -56,7 +56,7 @@ def _decode_embed(body: bytes) -> Embed:
         user=UNSET if given.user is None else given.user,
         extra=UNSET if fields.keys() <= _KNOWN else {k: _plain(v) for k, v in fields.items() if k not in _KNOWN},
     )
-    return replace(embed, origin=Origin(DIALECT, fields, embed))
+    return replace(embed, origin=Origin(DIALECT, fields, astuple(embed)[:-1]))
 
 
 def _inputs(given: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
@@ -76,9 +76,9 @@ def _inputs(given: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
 def encode_embed(embed: Embed) -> bytes:
     """The body of the upstream call."""
     origin = embed.origin
-    if origin is not UNSET and origin.dialect == DIALECT and isinstance(origin.decoded, Embed):
+    if origin is not UNSET and origin.dialect == DIALECT:
         body: dict[str, Any] = dict(origin.fields)
-        changed = [n for n in _ENCODE if getattr(embed, n) is not getattr(origin.decoded, n)]
+        changed = [name for name in origin.changed(embed) if name in _ENCODE]
     else:
         body, changed = {}, list(_ENCODE)
         if embed.extra is not UNSET:

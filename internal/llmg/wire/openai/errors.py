@@ -42,6 +42,7 @@ STATUS: dict[Kind, tuple[int, str]] = {
     Kind.UPSTREAM_TIMEOUT: (504, _SERVER),
     Kind.UPSTREAM_RATE_LIMITED: (429, _LIMIT),
     Kind.UPSTREAM_AUTH: (502, _SERVER),
+    Kind.UPSTREAM_MODEL_NOT_FOUND: (404, _BAD),
     Kind.UPSTREAM_TRUNCATED: (502, _SERVER),
     Kind.UPSTREAM_PROTOCOL: (502, _SERVER),
     Kind.UPSTREAM_ERROR: (502, _SERVER),
@@ -68,7 +69,7 @@ _KINDS: dict[int, Kind] = {
     401: Kind.UPSTREAM_AUTH,
     402: Kind.UPSTREAM_AUTH,
     403: Kind.UPSTREAM_AUTH,
-    404: Kind.MODEL_NOT_FOUND,
+    404: Kind.UPSTREAM_MODEL_NOT_FOUND,
     405: Kind.UPSTREAM_PROTOCOL,
     408: Kind.UPSTREAM_TIMEOUT,
     409: Kind.UPSTREAM_ERROR,
@@ -92,7 +93,7 @@ _CODES: dict[str, Kind] = {
     "invalid_api_key": Kind.UPSTREAM_AUTH,
     "authentication_error": Kind.UPSTREAM_AUTH,
     "invalid_request_error": Kind.INVALID_REQUEST,
-    "model_not_found": Kind.MODEL_NOT_FOUND,
+    "model_not_found": Kind.UPSTREAM_MODEL_NOT_FOUND,
     "overloaded_error": Kind.UPSTREAM_UNAVAILABLE,
 }
 _WORDS: dict[Kind, str] = {
@@ -104,7 +105,7 @@ _WORDS: dict[Kind, str] = {
 _PASSES_ON = frozenset(
     {
         Kind.INVALID_REQUEST,
-        Kind.MODEL_NOT_FOUND,
+        Kind.UPSTREAM_MODEL_NOT_FOUND,
         Kind.REQUEST_TOO_LARGE,
         Kind.CONTEXT_LENGTH_EXCEEDED,
         Kind.CONTENT_FILTERED,

@@ -217,27 +217,27 @@ def _decode_chat(body: bytes) -> ChatRequest:
     given = _chat(body)
     if given.top_logprobs and not given.logprobs:
         raise invalid("invalid 'top_logprobs': it needs 'logprobs' to be true", "top_logprobs")
-    chat = Chat(
-        model=given.model,
-        messages=_decode_messages(given.messages),
-        tools=UNSET if given.tools == NULL else _decode_tools(given.tools),
-        tool_choice=UNSET if given.tool_choice == NULL else _decode_tool_choice(given.tool_choice),
-        parallel_tool_calls=_given(given.parallel_tool_calls),
-        output=_decode_output(given),
-        sampling=_decode_sampling(given),
-        n=given.n or 1,
-        stop=_decode_stop(given.stop),
-        seed=_given(given.seed),
-        logprobs=_given(given.logprobs),
-        top_logprobs=_given(given.top_logprobs),
-        reasoning_effort=_given(given.reasoning_effort),
-        user=_given(given.user),
-        metadata=_given(given.metadata),
-        stream=bool(given.stream),
-        extra=UNSET if fields.keys() <= _KNOWN else {k: _plain(v) for k, v in fields.items() if k not in _KNOWN},
+    values = (  # in the order of Chat's fields
+        given.model,
+        _decode_messages(given.messages),
+        UNSET if given.tools == NULL else _decode_tools(given.tools),
+        UNSET if given.tool_choice == NULL else _decode_tool_choice(given.tool_choice),
+        UNSET if given.parallel_tool_calls is None else given.parallel_tool_calls,
+        _decode_output(given),
+        _decode_sampling(given),
+        given.n or 1,
+        _decode_stop(given.stop),
+        UNSET if given.seed is None else given.seed,
+        UNSET if given.logprobs is None else given.logprobs,
+        UNSET if given.top_logprobs is None else given.top_logprobs,
+        UNSET if given.reasoning_effort is None else given.reasoning_effort,
+        UNSET if given.user is None else given.user,
+        UNSET if given.metadata is None else given.metadata,
+        bool(given.stream),
+        UNSET if fields.keys() <= _KNOWN else {k: _plain(v) for k, v in fields.items() if k not in _KNOWN},
     )
     options = given.stream_options
-    return ChatRequest(replace(chat, origin=Origin(DIALECT, fields, chat)), bool(options and options.include_usage))
+    return ChatRequest(Chat(*values, Origin(DIALECT, fields, values)), bool(options and options.include_usage))
 
 
 def _given(value: Any) -> Any:
@@ -429,9 +429,9 @@ def _decode_tool_choice(raw: Raw) -> ToolChoice | Opaque:
 def encode_chat(chat: Chat) -> bytes:
     """The body of the upstream call. A stream always asks for its usage."""
     origin = chat.origin
-    if origin is not UNSET and origin.dialect == DIALECT and isinstance(origin.decoded, Chat):
+    if origin is not UNSET and origin.dialect == DIALECT:
         body: dict[str, Any] = dict(origin.fields)
-        changed = [n for n in _ENCODE if getattr(chat, n) is not getattr(origin.decoded, n)]
+        changed = origin.changed(chat)
     else:
         body, changed = {}, list(_ENCODE)
     for name in changed:

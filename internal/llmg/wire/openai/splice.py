@@ -38,6 +38,7 @@ class _Complete(Struct):
     model: str
     choices: list[_Choice]
     usage: dict[str, Any]
+    error: Any = None
 
 
 _complete = msgspec.json.Decoder(_Complete).decode
@@ -49,11 +50,12 @@ def read_answer(body: bytes, context: Context) -> Batch:
     """The events of a whole answer, undecoded when it is complete. Raises Failure (upstream_protocol)."""
     try:
         whole = _complete(body)
+        body.decode()  # what is unknown was skipped, not read
     except msgspec.ValidationError:
         return decode_answer(body, context)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise unreadable("answer", error) from None
-    if not whole.choices:
+    if not whole.choices or whole.error:
         return decode_answer(body, context)
     return Whole(DIALECT, body, partial(decode_answer, body, context))
 

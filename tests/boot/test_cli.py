@@ -1,0 +1,271 @@
+"""The command line, as its users run it: a process, its output, its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from boot.conftest import ROOT, Serve, Served
+from support.gateway import ECHO, to_upstream
+from support.http import PATIENCE
+from support.upstream import KEY, bad_request, error_data, error_event, good, unauthorized, upstream
+
+
+def llmg(*words: str, directory: Path, given: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "llmg.boot", *words],
+        cwd=directory,
+        env={**os.environ, **env},
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+def write(directory: Path, config: Mapping[str, Any]) -> str:
+    file = directory / "config.yaml"
+    file.write_text(json.dumps(config))
+    return str(file)
+
+
+# -- config and models ----------------------------------------------------------------------------------------------
+
+
+def test_a_good_configuration(tmp_path: Path) -> None:
+    file = write(tmp_path, ECHO)
+    done = llmg("config", "check", "-c", file, directory=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"ok: {file}; 1 models, 1 providers\n"
+
+
+def test_no_configuration(tmp_path: Path) -> None:
+    done = llmg("config", "check", directory=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ok: the default, as there is no file")
+
+
+@pytest.mark.parametrize("command", [("config", "check"), ("serve",), ("models",)])
+def test_a_wrong_key_is_named_with_the_nearest_right_one(tmp_path: Path, command: tuple[str, ...]) -> None:
+    file = write(tmp_path, {**ECHO, "http": {"server_adr": "127.0.0.1:0"}})
+    done = llmg(*command, "-c", file, directory=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "http.server_adr: unknown key; did you mean `server_addr`?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
+    done = llmg("serve", "-c", "nowhere.yaml", directory=tmp_path)
+    assert done.returncode == 2
+    assert "nowhere.yaml" in done.stderr
+    assert "No such file" in done.stderr
+
+
+def test_the_schema_is_the_committed_one(tmp_path: Path) -> None:
+    done = llmg("config", "schema", directory=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (ROOT / "config" / "config.schema.json").read_text(encoding="utf-8")
+
+
+def test_the_models(tmp_path: Path) -> None:
+    targets = [{"provider": "echo", "model": "a", "weight": 3}, {"provider": "echo", "model": "b"}]
+    file = write(tmp_path, {"providers": {"echo": {"kind": "echo"}}, "models": {"fast": {"targets": targets}}})
+    done = llmg("models", "-c", file, directory=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for part in ("fast", "weighted", "echo/a (75%)", "echo/b (25%)"):
+        assert part in done.stdout
+
+
+# -- serve ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_in_use(tmp_path: Path, workers: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        file = write(tmp_path, {**ECHO, "http": {"server_addr": address}})
+        done = llmg("serve", "--workers", workers, "-c", file, directory=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"can't listen on {address}: Address already in use\n"
+
+
+def test_a_host_that_does_not_exist(tmp_path: Path) -> None:
+    file = write(tmp_path, {**ECHO, "http": {"server_addr": "nowhere.invalid:8080"}})
+    done = llmg("serve", "-c", file, directory=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("can't listen on nowhere.invalid:8080: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_model_file_that_is_not_there(tmp_path: Path, command: str) -> None:
+    model = {"targets": [{"provider": "local", "model": "/models/absent.gguf"}]}
+    file = write(
+        tmp_path, {"providers": {"local": {"kind": "backend", "engine": "xllamacpp"}}, "models": {"mine": model}}
+    )
+    words = ("serve",) if command == "serve" else ("config", "check")
+    done = llmg(*words, "-c", file, directory=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "/models/absent.gguf" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_the_log_is_json_and_holds_no_secret(serve: Serve) -> None:
+    secret = "header-secret-9876543210"
+    async with upstream(unauthorized, bad_request, error_data, error_event, good) as up:
+        config = to_upstream(up.base_url, api_key=KEY, headers={"x-team": secret})
+        gateway = await serve(
+            {**config, "log": {"level": "debug", "format": "auto"}, "http": {"access_log": True}},
+            "--workers",
+            "2",
+            ready=2,
+        )
+        assert (await gateway.chat()).status == 502
+        assert (await gateway.chat()).status == 400
+        for _ in range(2):
+            broken = await gateway.chat(stream=True)
+            assert json.loads(broken.events[-1])["error"]
+        assert (await gateway.chat()).status == 200
+        assert up.last.headers["authorization"] == f"Bearer {KEY}"
+        assert up.last.headers["x-team"] == secret
+    gateway.tell(signal.SIGTERM)
+    assert await gateway.ended() == 0
+    await gateway.gone()
+    assert not [line for line in gateway.lines if not line.startswith("{")]
+    everything = "".join(gateway.lines)
+    assert "POST /v1/chat/completions" in everything
+    for hidden in (KEY, secret):
+        assert hidden not in everything
+
+
+# -- chat -----------------------------------------------------------------------------------------------------------
+
+
+async def chat(gateway: Served, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """`llmg chat`, on a thread: what it talks to may be on this one."""
+    url = "http://{}:{}".format(*gateway.address)
+    return await asyncio.to_thread(llmg, "chat", "--url", url, *words, directory=ROOT, given=given)
+
+
+async def test_chat_answers_one_question(serve: Serve) -> None:
+    gateway = await serve(ECHO)
+    done = await chat(gateway, "Hello there, friend")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Hello there, friend\n", "")
+    url = "{}:{}".format(*gateway.address)
+    done = await asyncio.to_thread(llmg, "chat", "Hello", directory=ROOT, LLMG_HTTP__SERVER_ADDR=url)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Hello\n", "")
+
+
+async def test_chat_keeps_a_conversation_that_is_piped_in(serve: Serve) -> None:
+    async with upstream(good) as up:
+        gateway = await serve(to_upstream(up.base_url))
+        done = await chat(
+            gateway, "-m", "m", "-s", "Be kind.", "--temperature", "0", "--max-tokens", "9", given="One\n\nTwo\n"
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "Hello there\nHello there\n", "")
+        first, second = (call.body for call in up.calls)
+        assert [m["role"] for m in first["messages"]] == ["system", "user"]
+        assert [(m["role"], m["content"]) for m in second["messages"]] == [
+            ("system", "Be kind."),
+            ("user", "One"),
+            ("assistant", "Hello there"),
+            ("user", "Two"),
+        ]
+        assert (second["temperature"], second["stream"]) == (0, True)
+        assert 9 in (second.get("max_tokens"), second.get("max_completion_tokens"))
+
+
+async def test_chat_goes_on_after_a_failure(serve: Serve) -> None:
+    async with upstream(error_data, good) as up:
+        gateway = await serve(to_upstream(up.base_url))
+        done = await chat(gateway, given="One\nTwo\n")
+        assert done.returncode == 0
+        assert done.stdout.endswith("Hello there\n")
+        assert done.stderr.strip()
+        assert [m["content"] for m in up.last.body["messages"]] == ["Two"]  # what failed was not said
+
+
+async def test_chat_with_a_model_that_does_not_exist(serve: Serve) -> None:
+    gateway = await serve(ECHO)
+    done = await chat(gateway, "-m", "nope", "Hello")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "the model 'nope' does not exist\n")
+
+
+async def test_chat_with_a_gateway_that_has_no_models(serve: Serve) -> None:
+    gateway = await serve({"providers": ECHO["providers"]})
+    done = await chat(gateway, "Hello")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "http://{}:{} names no model\n".format(*gateway.address)
+
+
+@pytest.mark.parametrize("words", [("Hello",), ("-m", "m", "Hello"), ()])
+def test_chat_without_a_gateway(tmp_path: Path, words: tuple[str, ...]) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # but nobody listens
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        done = llmg("chat", *words, directory=tmp_path, given="Hello\n", LLMG_HTTP__SERVER_ADDR=address)
+    assert (done.returncode, done.stdout) == (1, "")
+    hint = "start one with `llmg serve`, or name another with --url"
+    assert done.stderr == f"no gateway answers at http://{address}: {hint}\n"
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://127.0.0.1:x", "http://me:you@127.0.0.1", ""])
+def test_chat_with_an_address_that_is_none(tmp_path: Path, url: str) -> None:
+    done = llmg("chat", "--url", url, "Hello", directory=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("--url: expected ")
+    assert "Traceback" not in done.stderr
+
+
+async def test_chat_takes_an_address_without_its_scheme(serve: Serve) -> None:
+    gateway = await serve(ECHO)
+    done = await asyncio.to_thread(llmg, "chat", "--url", "{}:{}".format(*gateway.address), "Hello", directory=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Hello\n", "")
+
+
+# -- what the commands do without -----------------------------------------------------------------------------------
+
+IMPORTS = {"PYTHONPROFILEIMPORTTIME": "1"}  # each import is a line on stderr
+
+
+def imported(lines: list[str]) -> set[str]:
+    """The packages of which something was imported, by the profile."""
+    names = [line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")]
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("words", [("version",), ("config", "check"), ("config", "schema"), ("models",)])
+def test_small_commands_import_no_client_and_no_server(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = llmg(*words, directory=tmp_path, **IMPORTS)
+    assert done.returncode == 0
+    names = imported(done.stderr.splitlines())
+    assert {"llmg", "typer"} <= names
+    assert not names & {"aiohttp", "grpc", "uvicorn", "starlette", "uvloop", "xllamacpp", "dependency_injector"}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_serving_upstreams_imports_nothing_of_local_models(serve: Serve, workers: str) -> None:
+    async with upstream(good) as up:
+        config = to_upstream(up.base_url)
+        config["providers"] |= ECHO["providers"]
+        gateway = await serve(config, "--workers", workers, ready=int(workers), **IMPORTS)
+        assert (await gateway.chat()).status == 200
+        assert (await gateway.chat("echo/any", stream=True)).status == 200
+        assert (await gateway.ask("GET", "/v1/models")).status == 200
+    gateway.tell(signal.SIGTERM)
+    assert await gateway.ended() == 0
+    await gateway.gone()
+    names = imported(gateway.lines)
+    assert {"llmg", "uvicorn"} <= names
+    assert not names & {"grpc", "google", "strawberry", "xllamacpp", "sqlalchemy", "opentelemetry"}
