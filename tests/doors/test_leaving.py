@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llmg.doors.rest.server import LimitedProtocol
 from support import upstream as acts
 from support.gateway import Gateway, chat, in_process, to_upstream
 from support.http import connect, request
@@ -164,6 +165,20 @@ async def test_a_client_that_does_not_read_holds_its_upstream_back() -> None:
         assert not call.gone.is_set()
         await connection.leave()
         await prompt(call.gone)
+
+
+async def test_a_client_that_never_reads_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LimitedProtocol, "write_timeout", 0.2)
+    async with (
+        upstream(acts.endless) as up,
+        in_process(to_upstream(up.base_url)) as gateway,
+        gateway.connect(receive_buffer=16 << 10) as connection,
+    ):
+        await connection.send(asking(stream=True))
+        await connection.head()
+        call = await up.call()
+        async with asyncio.timeout(20):  # until the buffers are full, and then the limit
+            await call.gone.wait()
 
 
 async def test_a_client_that_does_not_read_gets_no_heartbeats() -> None:

@@ -44,7 +44,7 @@ BEFORE_COMMIT: dict[str, tuple[Act, int, str, str]] = {
     "HTML with 503": (acts.html(503), 503, SERVER, "upstream_unavailable"),
     "a redirect": (acts.html(302), 502, SERVER, "upstream_protocol"),
     "no content": (acts.answering(200, None), 502, SERVER, "upstream_protocol"),
-    "another JSON": (acts.answering(200, {"hello": "world"}), 502, SERVER, "upstream_truncated"),
+    "another JSON": (acts.answering(200, {"hello": "world"}), 502, SERVER, "upstream_protocol"),
     "no choices": (acts.answering(200, {**acts.ANSWER, "choices": []}), 502, SERVER, "upstream_truncated"),
     "429": (acts.rate_limited, 429, RATE, "upstream_rate_limited"),
     "401 with the key": (acts.unauthorized, 502, SERVER, "upstream_auth"),

@@ -38,6 +38,7 @@ class LimitedProtocol(HttpToolsProtocol):
     max_headers = 64 << 10  # bytes
     header_timeout = 10.0  # seconds
     body_timeout = 60.0  # seconds
+    write_timeout = 120.0  # seconds that a client may not read what there is for it
     draining: Callable[[], bool] = staticmethod(lambda: False)
     lost: Callable[[], None] = staticmethod(lambda: None)  # called when a connection is
 
@@ -45,6 +46,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _head_bytes = -1  # of a head under way; -1: none is
     _ended = False  # did a request end in the bytes at hand?
     _clock: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
     _deaf = False  # what the client still sends is thrown away
     _lingering = False  # all is said, and the client may still be sending
     _answering: RequestResponseCycle | None = None  # the first of the requests under way
@@ -65,12 +67,29 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: whoever waits to hear of it is told."""
         self._stop_clock()
+        self._stop_stalled()
         if self._answering is not None and not self._answering.response_complete:
             self._answering.disconnected = True  # uvicorn tells the last of pipelined requests only
         super().connection_lost(exc)
         for callback in list(self._waiting):
             callback()
         self.lost()
+
+    def pause_writing(self) -> None:
+        """The client does not read. Not for ever: its answer holds an upstream."""
+        super().pause_writing()
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(self.write_timeout, self._wire.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        super().resume_writing()
+        self._stop_stalled()
+
+    def _stop_stalled(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def data_received(self, data: bytes) -> None:
         """Some bytes."""

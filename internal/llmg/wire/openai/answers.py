@@ -122,7 +122,9 @@ def _decode_loose(body: bytes, context: Context) -> list[Event]:
         if given.get("error"):
             raise decode_error(200, body)
         known, envelope = split(given, _Completion)
-        loosened = [loosen(raw, _Choice, "message", _Message) for raw in known.get("choices") or ()]
+        if "choices" not in known:
+            raise unreadable("answer", "it has no choices")
+        loosened = [loosen(raw, _Choice, "message", _Message) for raw in known["choices"] or ()]
         usage, more = split_usage(known.get("usage"))
         choices = [choice for choice, _ in loosened]
         whole = msgspec.convert({**known, "choices": choices, "usage": usage}, _Completion)
