@@ -30,6 +30,7 @@ class Served(Gateway):
     def __init__(self, child: subprocess.Popen[bytes], mark: str) -> None:
         super().__init__(("", 0))
         self.pid = child.pid
+        self.grpc_address = ""
         self.lines: list[str] = []
         self.entries: list[dict[str, Any]] = []
         self._child = child
@@ -69,6 +70,7 @@ class Served(Gateway):
         entries = await self.said("ready", count, STARTED_WITHIN)
         host, _, port = entries[0]["address"].removeprefix("http://").rpartition(":")
         self.address = (host, int(port))
+        self.grpc_address = entries[0].get("grpc_address", "")
 
     def tell(self, number: signal.Signals) -> None:
         """Sends it a signal."""
@@ -77,6 +79,11 @@ class Served(Gateway):
     async def ended(self) -> int:
         """Its exit code; waits for its end."""
         return await asyncio.to_thread(self._child.wait, PATIENCE)  # asyncio's own would wait for its children, too
+
+    async def over(self) -> None:
+        """Waits until all that it said has been read."""
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.shield(self._reading)
 
     def processes(self) -> list[int]:
         """All that came out of it and still run, whoever their parent is by now."""
@@ -120,7 +127,8 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
         file = tmp_path / f"{len(started)}.yaml"
         file.write_text(json.dumps(config))  # JSON is YAML
         mark = uuid.uuid4().hex
-        own = {"LLMG_HTTP__SERVER_ADDR": "127.0.0.1:0", MARK: mark, **env}
+        free = "127.0.0.1:0"
+        own = {"LLMG_HTTP__SERVER_ADDR": free, "LLMG_GRPC__SERVER_ADDR": free, MARK: mark, **env}
         child = subprocess.Popen(
             [sys.executable, "-m", "llmg.boot", "serve", "-c", str(file), *words],
             cwd=tmp_path,

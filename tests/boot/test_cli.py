@@ -47,7 +47,7 @@ def test_a_good_configuration(tmp_path: Path) -> None:
     file = write(tmp_path, ECHO)
     done = llmg("config", "check", "-c", file, directory=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"ok: {file}; 1 models, 1 providers\n"
+    assert done.stdout == f"ok: {file}; models: 1, providers: 1\n"
 
 
 def test_no_configuration(tmp_path: Path) -> None:
@@ -259,6 +259,7 @@ async def test_serving_upstreams_imports_nothing_of_local_models(serve: Serve, w
     async with upstream(good) as up:
         config = to_upstream(up.base_url)
         config["providers"] |= ECHO["providers"]
+        config["grpc"] = {"enabled": False}
         gateway = await serve(config, "--workers", workers, ready=int(workers), **IMPORTS)
         assert (await gateway.chat()).status == 200
         assert (await gateway.chat("echo/any", stream=True)).status == 200

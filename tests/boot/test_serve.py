@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
 import pytest
 
-from boot.conftest import Engines, Gate, Serve, end_of, say
-from llmg.boot.serve import at, listen, needs_launcher
+from boot.conftest import Engines, Gate, Serve, Served, end_of, say
+from llmg.boot.serve import at, listen, needs_launcher, reserve
 from llmg.boot.settings import Settings
 from llmg.boot.version import version
+from llmg.core.errors import Kind
+from llmg.gatewayapi.v1 import chat_pb2 as pb
+from llmg.gatewayapi.v1.chat_pb2_grpc import ChatServiceStub
+from support.doors import refusal
 from support.gateway import ECHO, chat, in_process, to_upstream
 from support.http import PATIENCE, Response, request
 from support.upstream import ANSWER, Call, good, stall, upstream
@@ -163,3 +171,109 @@ async def test_a_limit_on_connections_holds_requests_back() -> None:
         for client in (first, second):
             assert content(await client.response()) == "Hello there"
         assert up.connections == 1
+
+
+# -- gRPC beside HTTP --------------------------------------------------------------------------------------------------
+
+SAID = pb.Message(role=pb.ROLE_USER, parts=[pb.Part(text=pb.TextPart(text="Hello there"))])
+ASKED = pb.CreateChatCompletionRequest(chat=pb.Chat(model="m", messages=[SAID]))
+
+
+@asynccontextmanager
+async def grpc_client(gateway: Served) -> AsyncIterator[ChatServiceStub]:
+    """A client with a connection of its own."""
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    async with grpc.aio.insecure_channel(gateway.grpc_address, options) as channel:
+        yield ChatServiceStub(channel)
+
+
+async def by_grpc(gateway: Served) -> str:
+    """What a whole answer by gRPC says."""
+    async with grpc_client(gateway) as client:
+        answer = await client.CreateChatCompletion(ASKED, timeout=PATIENCE)
+    return answer.completion.choices[0].parts[0].text
+
+
+async def test_grpc_and_http_are_served_together(serve: Serve) -> None:
+    gateway = await serve(ECHO)
+    assert content(await gateway.chat()) == "Hello"
+    assert await by_grpc(gateway) == "Hello there"
+    gateway.tell(signal.SIGTERM)
+    assert await gateway.ended() == 0
+    assert gateway.complaints == []
+
+
+async def test_without_grpc(serve: Serve) -> None:
+    gateway = await serve({**ECHO, "grpc": {"enabled": False}})
+    assert gateway.grpc_address == ""
+    assert content(await gateway.chat()) == "Hello"
+
+
+async def test_workers_share_the_port_of_grpc(serve: Serve) -> None:
+    gateway = await serve(ECHO, "--workers", "2", ready=2)
+    first, second = await gateway.said("ready", 2)
+    assert first["grpc_address"] == second["grpc_address"]
+    assert not first["grpc_address"].endswith(":0")
+    for _ in range(10):
+        assert await by_grpc(gateway) == "Hello there"
+    other = await serve(ECHO, ready=0, LLMG_GRPC__SERVER_ADDR=gateway.grpc_address)
+    assert await other.ended() == 1
+    gateway.tell(signal.SIGTERM)
+    assert await gateway.ended() == 0
+    await gateway.gone()
+    assert gateway.complaints == []
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_port_of_grpc_that_is_taken(serve: Serve, workers: str, shared: bool) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        gateway = await serve(ECHO, "--workers", workers, ready=0, LLMG_GRPC__SERVER_ADDR=address)
+        assert await gateway.ended() == 1
+        await gateway.gone()
+        await gateway.over()
+    assert gateway.lines == [f"can't listen on {address}: Address already in use\n"]
+
+
+def test_a_port_that_is_reserved_can_be_listened_at() -> None:
+    with reserve(("127.0.0.1", 0)) as held, listen(held.getsockname(), 1) as listener:
+        assert listener.getsockname() == held.getsockname()
+        with pytest.raises(OSError, match="in use"):
+            reserve(held.getsockname())
+
+
+@pytest.mark.parametrize("grace", ["20s", "100ms"])
+async def test_both_drain_within_one_grace(serve: Serve, grace: str) -> None:
+    gate = Gate()
+
+    async def held(call: Call) -> None:
+        await gate.passed()
+        await good(call)
+
+    async with upstream(held) as up:
+        gateway = await serve({**to_upstream(up.base_url), "server": {"grace": grace}})
+        async with gateway.connect() as client, grpc_client(gateway) as grpc_stub:
+            await client.send(request("POST", "/v1/chat/completions", json.dumps(chat()).encode()))
+            asking = grpc_stub.CreateChatCompletion(ASKED, timeout=PATIENCE)
+            await up.call(1)
+            gateway.tell(signal.SIGTERM)
+            await gateway.said("draining")
+            if grace == "20s":
+                gate.open()
+                assert content(await client.response()) == "Hello there"
+                assert (await asking).completion.choices[0].parts[0].text == "Hello there"
+            else:
+                assert (await client.response()).error["code"] == "shutting_down"
+                with pytest.raises(grpc.aio.AioRpcError) as raised:
+                    await asking
+                assert refusal(raised.value).kind is Kind.SHUTTING_DOWN
+        assert await gateway.ended() == 0
+        gate.open()
+    (entry,) = await gateway.said("stopped")
+    assert entry["cut_off"] == (0 if grace == "20s" else 2)
+    errors = [entry for entry in gateway.entries if entry["level"] == "error"]
+    assert errors == []

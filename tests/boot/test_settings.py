@@ -356,7 +356,7 @@ BAD = [
     ("_secrets_dir: /nowhere", "_secrets_dir", "unknown key", "known: http"),
     ("http: {addr: x}", "http.addr", "unknown key", "did you mean `server_addr`?"),
     ("http: {server-addr: x}", "http.server-addr", "unknown key", "did you mean `server_addr`?"),
-    ("grpc: {port: 1}", "grpc.port", "unknown key", "known: server_addr"),
+    ("grpc: {port: 1}", "grpc.port", "unknown key", "known: enabled, server_addr, max_message, reflection"),
     (OPENAI % "apikey: x", "providers.openai.apikey", "unknown key", "did you mean `api_key`?"),
     (OPENAI % "timeouts: {first-event: 1}", "providers.openai.timeouts.first-event", "unknown", "`first_event`?"),
     (BACKEND % "engine: xllamacpp, base_url: x", "providers.local.base_url", "unknown key", ""),

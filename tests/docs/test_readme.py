@@ -34,7 +34,7 @@ def block(language: str, holding: str) -> str:
 
 def run(gateway: Process, words: list[str], script: str) -> str:
     host, port = gateway.address
-    text = script.replace("127.0.0.1:8080", f"{host}:{port}")
+    text = script.replace("127.0.0.1:8080", f"{host}:{port}").replace("127.0.0.1:8081", gateway.grpc_address)
     env = {**os.environ, "LLMG_HTTP__SERVER_ADDR": f"{host}:{port}"}  # where `llmg chat` looks for it
     done = subprocess.run(
         [*words, text], cwd=ROOT, env=env, capture_output=True, text=True, timeout=110, stdin=subprocess.DEVNULL
@@ -44,7 +44,7 @@ def run(gateway: Process, words: list[str], script: str) -> str:
 
 
 def test_curl(gateway: Process) -> None:
-    answer = json.loads(run(gateway, ["bash", "-euc"], block("shell", "curl")))
+    answer = json.loads(run(gateway, ["bash", "-euc"], block("shell", "curl -s")))
     assert answer["choices"][0]["message"]["content"]
     assert answer["usage"]["completion_tokens"] > 0
 
@@ -53,6 +53,12 @@ def test_the_openai_sdk(gateway: Process) -> None:
     said, vectors = run(gateway, [sys.executable, "-c"], block("python", "OpenAI(")).rsplit("\n", 2)[:2]
     assert said.strip()
     assert re.fullmatch(r"2 vectors of \d+ dimensions", vectors)
+
+
+def test_grpc(gateway: Process) -> None:
+    said = run(gateway, ["bash", "-euc"], block("shell", "buf curl"))
+    assert '"delta"' in said
+    assert '"usage"' in said
 
 
 def test_the_command_line(gateway: Process) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llmg.providers import http
 from support import upstream as acts
 from support.gateway import Gateway, in_process, to_upstream
 from support.http import Response
@@ -297,20 +298,29 @@ async def test_a_kept_connection_that_had_died_costs_a_new_try(stream: bool) -> 
         assert up.calls[1].raw == up.calls[2].raw
 
 
-async def test_one_new_try_for_each_connection_that_had_died() -> None:
-    """Two are kept and both have died: two tries, and a third on a new one."""
+async def test_one_new_try_however_many_connections_had_died() -> None:
+    """Two are kept and both have died: one is tried, and then a new one."""
     together = asyncio.Barrier(2)
 
     async def side_by_side(call: acts.Call) -> None:
         await together.wait()
         await acts.good(call)
 
-    script = [side_by_side, side_by_side, acts.hang_up, acts.hang_up, acts.good]
+    script = [side_by_side, side_by_side, acts.hang_up, acts.good]
     async with upstream(*script) as up, in_process(told(up)) as gateway:
         await asyncio.gather(gateway.chat(), gateway.chat())
         assert up.connections == 2
         assert (await gateway.chat()).status == 200
-        assert (len(up.calls), up.connections) == (5, 3)
+        assert (len(up.calls), up.connections) == (4, 3)
+
+
+async def test_an_upstream_that_was_at_work_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What dies later than a closed connection would show did not die of being stale."""
+    monkeypatch.setattr(http, "_STALE", -1.0)
+    async with upstream(acts.good, acts.hang_up, acts.good) as up, in_process(told(up)) as gateway:
+        assert (await gateway.chat()).status == 200
+        assert (await gateway.chat()).error["code"] == "upstream_unavailable"
+        assert len(up.calls) == 2
 
 
 async def test_a_new_connection_that_dies_is_not_tried_again() -> None:

@@ -301,7 +301,7 @@ STATUSES: list[tuple[grpc.StatusCode, dict[str, str], Kind, bool]] = [
     (Code.UNIMPLEMENTED, {}, Kind.NOT_IMPLEMENTED, True),
     (Code.RESOURCE_EXHAUSTED, {}, Kind.OVERLOADED, False),
     (Code.UNAVAILABLE, {}, Kind.UPSTREAM_UNAVAILABLE, False),
-    (Code.DEADLINE_EXCEEDED, {}, Kind.DEADLINE_EXCEEDED, False),
+    (Code.DEADLINE_EXCEEDED, {}, Kind.UPSTREAM_TIMEOUT, False),
     (Code.UNAUTHENTICATED, {}, Kind.UPSTREAM_AUTH, False),
     (Code.PERMISSION_DENIED, {}, Kind.UPSTREAM_AUTH, False),
     (Code.NOT_FOUND, {}, Kind.UPSTREAM_ERROR, False),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -22,11 +22,12 @@ from llmg.core.events import (
     Result,
     Started,
     Whole,
+    check,
 )
 from llmg.core.request import Chat, Embed, Message, Request, Text
-from llmg.ports import Profile
+from llmg.ports import Profile, Provider
 from llmg.routing.policies import Weighted
-from llmg.routing.router import DirectTarget, Group, Models, Router, Target
+from llmg.routing.router import Group, Models, Router, Target
 from llmg.testing.clocks import FakeClock
 from llmg.testing.conformance import a_context, assert_conforms, collect
 from llmg.testing.scripted import Call, Gate, Script, Scripted, saying
@@ -70,7 +71,7 @@ def _router(*providers: Scripted, clock: FakeClock | None = None, profile: Profi
         for n, inner in enumerate(providers)
     )
     groups = {"smart": Group(name="smart", targets=targets, policy=InOrder())}
-    direct = {"direct": DirectTarget("direct", providers[0], profile or Profile())}
+    direct = {"direct": _direct(providers[0], profile or Profile())}
     return Router(Models(groups, direct), clock or FakeClock())
 
 
@@ -305,7 +306,7 @@ async def test_a_declared_model_wins() -> None:
     declared, provider = Scripted(GOOD), Scripted(GOOD)
     target = Target(provider="p", model="m", inner=declared)
     groups = {"direct/x": Group(name="direct/x", targets=(target,), policy=Weighted([1.0]))}
-    models = Models(groups, {"direct": DirectTarget("direct", provider, Profile())})
+    models = Models(groups, {"direct": _direct(provider, Profile())})
     await collect(Router(models, FakeClock()), _chat("direct/x"))
     assert len(declared.calls) == 1
     assert not provider.calls
@@ -354,3 +355,13 @@ async def test_only_targets_that_have_the_operation_are_asked() -> None:
 async def test_the_router_is_a_provider_like_any() -> None:
     fails: Any = [_failing(Kind.OVERLOADED)]
     await assert_conforms(_router(Scripted(fails), Scripted(GOOD)), _chat())
+
+
+def _direct(provider: Provider, profile: Profile) -> Callable[[str], Target]:
+    return lambda model: Target(provider="direct", model=model, inner=provider, profile=profile)
+
+
+async def test_after_a_target_that_said_nothing_the_next_is_heard_to_its_end() -> None:
+    first, second = Scripted([[STARTED]]), Scripted(GOOD)
+    events = await collect(_router(first, second), _chat(stream=True))
+    check(events)

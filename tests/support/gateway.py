@@ -72,7 +72,7 @@ ECHO: Mapping[str, Any] = {
 @asynccontextmanager
 async def in_process(config: Mapping[str, Any]) -> AsyncIterator[Gateway]:
     """A gateway on this event loop, without the start of a process; engines are not started here."""
-    settings = Settings(**{"server": {"grace": "200ms"}, **config})
+    settings = Settings(**{"server": {"grace": "200ms"}, "grpc": {"enabled": False}, **config})
     listener = listen(("127.0.0.1", 0), 128)
     stop = asyncio.Event()
     serving = asyncio.create_task(serve(settings, listener, None, stop))
@@ -93,6 +93,7 @@ class Process(Gateway):
         ready = log.find("ready", STARTED_WITHIN)
         host, _, port = ready["address"].removeprefix("http://").rpartition(":")
         super().__init__((host, int(port)))
+        self.grpc_address: str = ready.get("grpc_address", "")
 
     @property
     def said(self) -> str:
@@ -152,7 +153,11 @@ def process(directory: Path, config: Mapping[str, Any] | None = None) -> Iterato
         file = directory / "gateway.yaml"
         file.write_text(json.dumps(config))  # JSON is YAML
         command += ["-c", str(file)]
-    own = {"LLMG_HTTP__SERVER_ADDR": "127.0.0.1:0", "LLMG_LOG__FORMAT": "json"}
+    own = {
+        "LLMG_HTTP__SERVER_ADDR": "127.0.0.1:0",
+        "LLMG_GRPC__SERVER_ADDR": "127.0.0.1:0",
+        "LLMG_LOG__FORMAT": "json",
+    }
     popen = subprocess.Popen(
         command, cwd=directory, env={**os.environ, **own}, stderr=subprocess.PIPE, text=True, errors="replace"
     )

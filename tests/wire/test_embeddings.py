@@ -89,7 +89,7 @@ UNREADABLE: dict[str, bytes] = {
     "not ASCII": _answer("é"),
     "half a float": _answer(base64.b64encode(b"abc").decode()),
     "bad UTF-8": b'{"data":[],"x":"\xff"}',
-    "deep": b'{"data":[],"x":' + b"[" * 3000 + b"]" * 3000 + b"}",
+    "deep": b'{"data":[],"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "usage of words": _answer([1], usage={"prompt_tokens": "3"}),
 }
 

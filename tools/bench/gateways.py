@@ -57,6 +57,7 @@ GATEWAYS = (
         command=("{bin}/llmg", "serve", "-c", "{config}"),
         config={
             "http": {"server_addr": "127.0.0.1:{port}"},
+            "grpc": {"enabled": False},
             "providers": {"mock": {"kind": "openai", "base_url": "http://127.0.0.1:{upstream}/v1", "api_key": KEY}},
             "models": {"mock": {"targets": [{"provider": "mock", "model": "mock"}]}},
         },

@@ -25,7 +25,7 @@ class Conversation:
     def __init__(
         self, url: str, model: str | None, system: str | None, temperature: float | None, max_tokens: int | None
     ) -> None:
-        self._url = url.rstrip("/")
+        self._url = url.rstrip("/").removesuffix("/v1")
         self._model = model
         self._sampling = Sampling(
             temperature=UNSET if temperature is None else temperature,
@@ -53,13 +53,15 @@ class Conversation:
     async def _pieces(self, provider: OpenAI, chat: Chat) -> AsyncIterator[str]:
         new = self._ids.new()
         context = Context(id=new, request_id=new, door="cli", created=int(self._clock.time()), trail=[])
-        texts: set[int] = set()
+        texts: set[tuple[int, int]] = set()
         async with provider.open(chat, context) as batches:
             async for batch in batches:
                 for event in batch:
                     if isinstance(event, Opened) and event.kind == "text":
-                        texts.add(event.part)
-                    elif isinstance(event, Delta) and event.part in texts and isinstance(event.data, str):
+                        texts.add((event.choice, event.part))
+                    elif (
+                        isinstance(event, Delta) and (event.choice, event.part) in texts and isinstance(event.data, str)
+                    ):
                         yield event.data
 
     async def _reach(self, transport: Transport) -> None:
@@ -115,7 +117,12 @@ def _answer(conversation: Conversation, text: str, console: Console) -> int:
 
 
 async def _print(conversation: Conversation, text: str) -> None:
-    async for piece in conversation.say(text):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    last = "\n"
+    try:
+        async for piece in conversation.say(text):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            last = piece[-1:] or last
+    finally:
+        if last != "\n":
+            sys.stdout.write("\n")

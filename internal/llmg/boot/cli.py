@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    import socket
+
     from llmg.boot.settings import Settings
 
 app = typer.Typer(name="llmg", no_args_is_help=True, add_completion=False, help="A multi-protocol LLM gateway.")
@@ -27,10 +29,12 @@ def serve(
     workers: Annotated[int | None, typer.Option(min=1, help="Gateway processes (server.workers).")] = None,
 ) -> None:
     """Serve until told to stop; SIGTERM lets requests in flight finish."""
+    from contextlib import ExitStack
+
     import uvloop
 
     from llmg.boot import build, logs
-    from llmg.boot.serve import listen, run_alone
+    from llmg.boot.serve import run_alone
     from llmg.core.errors import Failure
 
     settings = _load(config)
@@ -39,19 +43,50 @@ def serve(
     logs.configure(settings.log.level, settings.log.format)
     try:
         build.check(settings)
-        listener = listen(settings.http.bind, settings.http.backlog)
     except Failure as failure:
         _give_up(failure.message)
-    except OSError as error:
-        number = error.errno or 0  # 0 or less: it is a name that can't be resolved
-        reason = os.strerror(number) if number > 0 else error.strerror  # Python's own repeats the address
-        _give_up(f"can't listen on {settings.http.server_addr}: {reason}")
-    if settings.server.workers == 1:
-        uvloop.run(run_alone(settings, listener))
-        return
-    from llmg.boot.supervisor import supervise
+    with ExitStack() as held:
+        listener = held.enter_context(_listener(settings))
+        if settings.grpc.enabled:
+            settings = _at_the_port(settings, held.enter_context(_reserved(settings)))
+        if settings.server.workers == 1:
+            uvloop.run(run_alone(settings, listener))
+            return
+        from llmg.boot.supervisor import supervise
 
-    uvloop.run(supervise(settings, listener))
+        uvloop.run(supervise(settings, listener))
+
+
+def _listener(settings: Settings) -> socket.socket:
+    from llmg.boot.serve import listen
+
+    try:
+        return listen(settings.http.bind, settings.http.backlog)
+    except OSError as error:
+        _cannot_listen(settings.http.server_addr, error)
+
+
+def _reserved(settings: Settings) -> socket.socket:
+    from llmg.boot.serve import reserve
+
+    try:
+        return reserve(settings.grpc.bind)
+    except OSError as error:
+        _cannot_listen(settings.grpc.server_addr, error)
+
+
+def _cannot_listen(address: str, error: OSError) -> NoReturn:
+    number = error.errno or 0  # 0 or less: it is a name that can't be resolved
+    reason = os.strerror(number) if number > 0 else error.strerror  # Python's own repeats the address
+    _give_up(f"can't listen on {address}: {reason}")
+
+
+def _at_the_port(settings: Settings, held: socket.socket) -> Settings:
+    """With the address of gRPC as it was found: in numbers, one port for all workers."""
+    from llmg.boot.serve import host_and_port
+
+    grpc = settings.grpc.model_copy(update={"server_addr": host_and_port(held.getsockname())})
+    return settings.model_copy(update={"grpc": grpc})
 
 
 @app.command()
@@ -122,6 +157,21 @@ def config_schema() -> None:
     from llmg.boot.settings import schema_text
 
     typer.echo(schema_text(), nl=False)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="The same as `version`.")
+    ] = False,
+) -> None:
+    """A multi-protocol LLM gateway."""
 
 
 @app.command()

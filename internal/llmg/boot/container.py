@@ -11,6 +11,7 @@ from typing import Any
 from dependency_injector import containers, providers
 
 from llmg.boot import build
+from llmg.boot.observe import LogObserver
 from llmg.boot.settings import Settings
 from llmg.boot.system import RandomIds, SystemClock
 from llmg.boot.version import version
@@ -69,7 +70,13 @@ def _grpc(
     from llmg.doors.grpc.server import GrpcServer  # brings grpc along
     from llmg.doors.grpc.services import Inference
 
-    return GrpcServer(Inference(pipeline, clock, ids, observer), models, max_message=settings.http.max_body)
+    return GrpcServer(
+        Inference(pipeline, clock, ids, observer),
+        models,
+        max_message=settings.grpc.max_message,
+        reflection=settings.grpc.reflection,
+        reuse_port=settings.server.workers > 1,
+    )
 
 
 class Container(containers.DeclarativeContainer):
@@ -80,7 +87,7 @@ class Container(containers.DeclarativeContainer):
 
     clock = providers.Singleton(SystemClock)
     ids = providers.Singleton(RandomIds)
-    observer = providers.Singleton(Observer)
+    observer = providers.Singleton(LogObserver)
     draining = providers.Singleton(Draining)
     transport = providers.Singleton(Transport)
 

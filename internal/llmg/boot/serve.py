@@ -9,7 +9,7 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from dependency_injector import providers
@@ -35,10 +35,31 @@ def listen(address: tuple[str, int], backlog: int) -> socket.socket:
     return listener
 
 
+def reserve(address: tuple[str, int]) -> socket.socket:
+    """A socket that is bound, and never listens: who holds it knows the port, and that nobody else listened there.
+
+    gRPC takes no socket from us, only an address; it can listen there itself, in several processes. Raises OSError.
+    """
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    held = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(address)  # fails where somebody listens, even one who would share the port
+    except OSError:
+        held.close()
+        raise
+    return held
+
+
 def at(listener: socket.socket) -> str:
     """Where it listens, as a URL."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{host_and_port(listener.getsockname())}"
+
+
+def host_and_port(address: tuple[str, int]) -> str:
+    """Of a socket's address: `host:port`, an IPv6 host in brackets."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def needs_launcher(settings: Settings) -> bool:
@@ -64,15 +85,20 @@ async def serve(settings: Settings, listener: socket.socket, launcher: Launcher 
             draining=draining,
         )
         this = version()  # asked here, as it may take a moment, and then known
+        where: dict[str, Any] = {"address": at(listener), "pid": os.getpid()}
+        grpc = None
+        if settings.grpc.enabled:
+            grpc = container.grpc()
+            host, port = settings.grpc.bind
+            where["grpc_address"] = host_and_port((host, await grpc.start(host_and_port((host, port)))))
         await server.start(listener)
         _calm_collector()
-        where = {"address": at(listener), "pid": os.getpid()}
         log.info("ready", **where, models=sorted(settings.models), version=this["version"], commit=this["commit"])
         await stop.wait()
         draining.on = True
         log.info("draining", grace=settings.server.grace)
-        lost = await server.drain(settings.server.grace)
-        log.info("stopped", cut_off=lost)
+        drains = [door.drain(settings.server.grace) for door in (server, grpc) if door is not None]
+        log.info("stopped", cut_off=sum(await asyncio.gather(*drains)))
 
 
 def _calm_collector() -> None:

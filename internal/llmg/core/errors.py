@@ -127,6 +127,7 @@ class Failure(Exception):
         self.retry_after = retry_after
         self.detail = detail
         self.blame: Blame = blame or BLAME[kind]
+        self.logged = False  # somebody who knew more of it has written it down
 
     def __repr__(self) -> str:
         return f"Failure({self.kind.value}: {self.message})"

@@ -188,6 +188,10 @@ class Chat(Struct, frozen=True, tag="chat"):
     origin: Origin | UnsetType = UNSET
 
 
+MAX_INPUTS = 2048  # texts of one Embed, as OpenAI has it
+MAX_DIMENSIONS = 65_536
+
+
 class Embed(Struct, frozen=True, tag="embed"):
     """Texts (or their tokens) to turn into vectors. `packed`: the client would rather have packed float32."""
 

@@ -153,6 +153,10 @@ class Backend:
         return _failure(error)
 
 
+class _NeverArrived(Failure):
+    """The backend had died before the call reached it: the one that takes its place may well answer."""
+
+
 class _Call:
     """What both kinds of calls share. Entered, iterated and exited in one task."""
 
@@ -166,6 +170,15 @@ class _Call:
 
     def __aiter__(self) -> AsyncIterator[Batch]:
         return self  # type: ignore[return-value]
+
+    async def _failed(self, error: grpc.aio.AioRpcError, running: Running) -> Failure:
+        """What a broken call means; _NeverArrived when the backend had died before the call reached it."""
+        failure = await self._backend.failed(error, running)
+        if failure.kind is Kind.BACKEND_CRASHED and _is_unconnected(error):
+            return _NeverArrived(failure.kind, failure.message, detail=failure.detail)
+        if failure.kind is Kind.DEADLINE_EXCEEDED and self._context.deadline is None:
+            return Failure(Kind.UPSTREAM_TIMEOUT, "the backend gave up on this request", detail=failure.detail)
+        return failure
 
     def _with(self, running: Running) -> dict[str, Any]:
         """The arguments that every call has."""
@@ -184,7 +197,6 @@ class _ChatCall(_Call):
         self._decoder = ReplyDecoder(chat, context)
         self._running: Running
         self._call: Any = None
-        self._replied = False
 
     async def __aenter__(self) -> _ChatCall:
         await self._start()
@@ -204,23 +216,21 @@ class _ChatCall(_Call):
         if self._over:
             raise StopAsyncIteration
         try:
-            return await self._next()
-        except grpc.aio.AioRpcError as error:
-            failure = await self._backend.failed(error, self._running)
-            if self._replied or not _never_arrived(error) or failure.kind is not Kind.BACKEND_CRASHED:
-                raise failure from error
-        # It had died before this call reached it: the one that takes its place may well answer.
-        await self._start()
+            return await self._checked()
+        except _NeverArrived:
+            await self._start()
+            return await self._checked()
+
+    async def _checked(self) -> list[Event]:
         try:
             return await self._next()
         except grpc.aio.AioRpcError as error:
-            raise await self._backend.failed(error, self._running) from error
+            raise await self._failed(error, self._running) from error
 
     async def _next(self) -> list[Event]:
         if self._chat.stream:
             reply = await self._call.read()
             if reply is not grpc.aio.EOF:
-                self._replied = True
                 return self._decoder.feed(reply)
             events: list[Event] = []
         else:
@@ -279,6 +289,12 @@ class _EmbedCall(_Call):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _one(self, item: str | tuple[int, ...]) -> pb.EmbeddingResult:
+        try:
+            return await self._ask(item)
+        except _NeverArrived:
+            return await self._ask(item)
+
+    async def _ask(self, item: str | tuple[int, ...]) -> pb.EmbeddingResult:
         running, stub = await self._backend.find()
         options = pb.PredictOptions(ModelIdentity=running.identity, CorrelationId=self._context.request_id)
         if isinstance(item, str):
@@ -288,7 +304,7 @@ class _EmbedCall(_Call):
         try:
             return await stub.Embedding(options, **self._with(running))
         except grpc.aio.AioRpcError as error:
-            raise await self._backend.failed(error, running) from error
+            raise await self._failed(error, running) from error
 
 
 _MAY_BE_DEAD: Final = frozenset(
@@ -332,5 +348,5 @@ def _said(error: grpc.aio.AioRpcError) -> str:
     return f"{error.code().name}: {error.details()}"
 
 
-def _never_arrived(error: grpc.aio.AioRpcError) -> bool:
+def _is_unconnected(error: grpc.aio.AioRpcError) -> bool:
     return error.code() is grpc.StatusCode.UNAVAILABLE and "failed to connect" in (error.details() or "").lower()

@@ -24,7 +24,7 @@ from llmg.core.errors import Failure, Kind
 
 _KEPT_ALIVE: Final = 60.0  # seconds that a connection may be idle
 _LINGER: Final = 1.0  # seconds that the end of an answer may take to come when all that matters has been read
-_STALE: Final = 3  # idle connections that may turn out to be closed before a new one is made
+_STALE: Final = 0.5  # seconds within which an idle connection that had been closed shows it
 _MAX_HEAD: Final = 256 << 10  # bytes of an answer's head
 _AHEAD: Final = 256 << 10  # bytes of a body that may wait to be read before the upstream is paused
 
@@ -287,13 +287,14 @@ class Transport:
         if origin.room is not None:
             await origin.room.acquire()
         try:
-            for _ in range(_STALE):
-                connection = self._idle(origin)
-                if connection is None:
-                    break
+            connection = self._idle(origin)
+            if connection is not None:
+                sent = asyncio.get_running_loop().time()
                 if await _answers(connection, head, body):
                     return Exchange(connection)
-                if connection.heard:
+                # What had been closed shows it within a round trip. Later the upstream was at work on the request,
+                # and to repeat it would do it twice, or kill another of its workers.
+                if connection.heard or asyncio.get_running_loop().time() - sent > _STALE:
                     raise connection.failure or _hung_up(None)
             connection = await self._connect(origin, connect_timeout)
             if await _answers(connection, head, body):
@@ -380,11 +381,15 @@ def _unconnected(error: BaseException) -> Failure:
 
 
 def _hung_up(error: BaseException | None) -> Failure:
-    return Failure(Kind.UPSTREAM_UNAVAILABLE, "the upstream hung up before it answered", detail=repr(error))
+    return Failure(Kind.UPSTREAM_UNAVAILABLE, "the upstream hung up before it answered", detail=_said(error))
 
 
 def _cut(error: BaseException | None) -> Failure:
-    return Failure(Kind.UPSTREAM_TRUNCATED, "the connection to the upstream broke in its answer", detail=repr(error))
+    return Failure(Kind.UPSTREAM_TRUNCATED, "the connection to the upstream broke in its answer", detail=_said(error))
+
+
+def _said(error: BaseException | None) -> str | None:
+    return None if error is None else repr(error)
 
 
 def _no_http(detail: str) -> Failure:

@@ -84,6 +84,8 @@ class OpenAI:
             return exchange
         try:
             body = await exchange.read(MAX_ERROR) if exchange.status >= 400 else b""
+        except Failure:
+            body = b""  # cut off, or far too long: the status says what there is to say
         finally:
             exchange.close()
         raise self._refused(exchange, body)

@@ -70,18 +70,6 @@ class Models:
         return Group(name=name, targets=(make(model),), policy=_ONLY)
 
 
-class DirectTarget:
-    """Makes targets of a provider for any of its models."""
-
-    def __init__(self, provider: str, inner: Provider, profile: Profile) -> None:
-        self._provider = provider
-        self._inner = inner
-        self._profile = profile
-
-    def __call__(self, model: str) -> Target:
-        return Target(provider=self._provider, model=model, inner=self._inner, profile=self._profile)
-
-
 class _Only:
     def choose(self, candidates: Sequence[int], /) -> int:
         return candidates[0]
@@ -199,9 +187,9 @@ class _Routed:
             events = [*events, *batch] if events else batch
             if self._request.stream and commits(batch):
                 return events
-        self._over = True
         if not commits(events):
             raise Failure(Kind.UPSTREAM_TRUNCATED, "the upstream's answer ended before it began")
+        self._over = True
         return events
 
     async def _leave(self, failure: Failure | None) -> None:

@@ -165,9 +165,21 @@ class Http(Section):
 
 
 class Grpc(Section):
-    """The gRPC server. Read and checked; not served yet."""
+    """The gRPC server."""
 
-    server_addr: ServerAddress = Field(default="127.0.0.1:8081", description="Where to listen, host:port.")
+    enabled: bool = Field(default=True, description="Whether gRPC is served at all.")
+    server_addr: ServerAddress = Field(
+        default="127.0.0.1:8081",
+        description="Where to listen, host:port. Port 0 takes a free one; 0.0.0.0 or [::] means all interfaces.",
+    )
+    max_message: Size = Field(
+        default=32 * 2**20,
+        le=2**31 - 1,
+        description="The largest request, in bytes. A larger one is refused: RESOURCE_EXHAUSTED.",
+    )
+    reflection: bool = Field(
+        default=True, description="Whether clients may ask which services there are, as grpcurl and buf curl do."
+    )
 
     @property
     def bind(self) -> tuple[str, int]:
@@ -341,7 +353,7 @@ class Settings(BaseSettings):
     )
 
     http: Http = Field(default=Http(), description="The HTTP server.")
-    grpc: Grpc = Field(default=Grpc(), description="The gRPC server. Read and checked; not served yet.")
+    grpc: Grpc = Field(default=Grpc(), description="The gRPC server.")
     log: Log = Field(default=Log(), description="What is logged, and how.")
     server: Server = Field(default=Server(), description="The gateway's processes.")
     providers: dict[ProviderName, Provider] = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llmg.core.errors import Failure, Kind
 from llmg.doors.rest.exchange import Endpoint, Exchange
 from llmg.services.models import Model, Models
+
+PATHS = ("/v1/chat/completions", "/v1/embeddings", "/v1/models", "/healthz", "/readyz", "/version")
 
 
 class Health(Endpoint):
@@ -88,7 +91,12 @@ class NotFound(Endpoint):
 
     async def handle(self, exchange: Exchange) -> None:
         """See Endpoint."""
-        raise Failure(Kind.NOT_FOUND, f"there is nothing at {exchange.scope['method']} {exchange.scope['path'][:200]}")
+        path = exchange.scope["path"]
+        near = difflib.get_close_matches("/v1" + path.rstrip("/"), PATHS, n=1, cutoff=0.9) or difflib.get_close_matches(
+            path.rstrip("/"), PATHS, n=1, cutoff=0.9
+        )
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise Failure(Kind.NOT_FOUND, f"there is nothing at {exchange.scope['method']} {path[:200]}{hint}")
 
 
 class Door:

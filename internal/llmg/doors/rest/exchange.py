@@ -155,7 +155,7 @@ class Exchange:
 
     def report(self, failure: Failure) -> None:
         """To the log, what the client is not told."""
-        if failure.detail is None and failure.blame == "caller":
+        if failure.logged or (failure.detail is None and failure.blame == "caller"):
             return
         level = log.error if failure.kind is Kind.INTERNAL else log.warning
         level(failure.message, kind=failure.kind.value, request_id=self.request_id, detail=failure.detail)
@@ -178,9 +178,12 @@ class Endpoint:
                 await self.handle(exchange)
             else:
                 await self._refuse_method(exchange)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            if task is None or task.uncancel() > 0:
+            if task is None or task.cancelling() == 0:  # nobody cancelled us, but something that we wait for
+                await self._failed(exchange, internal(error))
+                return
+            if task.uncancel() > 0:
                 raise
             await self._failed(exchange, Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"))
         except Failure as failure:

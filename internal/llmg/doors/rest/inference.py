@@ -92,7 +92,8 @@ class ChatCompletions(Inference):
                     await stream.send(encoder.encode(batch))
             await stream.end(sse.DONE)
         except asyncio.CancelledError:
-            if exchange.left:
+            task = asyncio.current_task()
+            if exchange.left or task is None or task.cancelling() == 0:
                 raise
             await stream.fail(Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"))  # it is the server that ends
         except Failure as failure:
@@ -148,6 +149,7 @@ class _EventStream:
         self._writing = False
 
     async def end(self, data: bytes) -> None:
+        self._timer.cancel()
         await self._begin()
         await self._exchange.write(data, more=False)
 
@@ -159,6 +161,7 @@ class _EventStream:
 
     async def fail(self, failure: Failure) -> None:
         """Before the head, a status of its own; after it, an error event, and no [DONE]."""
+        self._timer.cancel()
         if self._beating is not None:
             await self._beating
         if not self._exchange.started:

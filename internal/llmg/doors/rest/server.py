@@ -30,7 +30,7 @@ LINGER: Final = 1.0
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection. The limits are class attributes: `limited` makes a class with others.
+    """One connection. The limits are class attributes: HttpServer makes a class with its own.
 
     The clock runs only while a request is incomplete: one that arrives whole, as nearly all do, sets no timer.
     """

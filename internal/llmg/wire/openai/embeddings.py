@@ -16,18 +16,20 @@ from llmg.core.assemble import Answer
 from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind, invalid
 from llmg.core.events import Embedding, Embeddings, Event, Extra, Result
-from llmg.core.request import Embed, Origin
+from llmg.core.request import MAX_DIMENSIONS, MAX_INPUTS, Embed, Origin
 from llmg.core.usage import Usage
 from llmg.wire.openai import DIALECT
 from llmg.wire.openai.answers import TokenCounts, decode_usage, split_usage, started, unreadable
 from llmg.wire.openai.errors import decode_error
 from llmg.wire.openai.fields import NULL, graft, malformed, raw_fields, split
 
+_Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
 
 class _Embed(Struct):
     model: Annotated[str, Meta(min_length=1)]
-    input: str | list[str | int | list[int]]
-    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    input: str | list[str | _Token | list[_Token]]
+    dimensions: Annotated[int, Meta(ge=1, le=MAX_DIMENSIONS)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
     user: str | None = None
 
@@ -66,6 +68,8 @@ def _inputs(given: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
         raise invalid("invalid 'input': it is empty", "input")
     if all(isinstance(item, int) for item in given):
         return (tuple(given),)
+    if len(given) > MAX_INPUTS:
+        raise invalid(f"invalid 'input': at most {MAX_INPUTS} at once", "input")
     if any(isinstance(item, int) for item in given):
         raise invalid("invalid 'input': tokens and texts can't be mixed", "input")
     if any(len(item) == 0 for item in given):

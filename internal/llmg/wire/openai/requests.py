@@ -42,7 +42,7 @@ from llmg.wire.openai import DIALECT
 from llmg.wire.openai.fields import NULL, convert, graft, malformed, raw_fields, split
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Positive = Annotated[int, Meta(ge=1)]
+Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
 class _Strict(Struct, forbid_unknown_fields=True):
@@ -170,7 +170,7 @@ class _Chat(Struct):
     grammar: str | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_k: int | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None

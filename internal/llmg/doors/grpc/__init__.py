@@ -1,0 +1,1 @@
+"""gRPC: the gateway's own services, reflection and health, on grpc.aio."""

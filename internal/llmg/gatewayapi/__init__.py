@@ -1,0 +1,1 @@
+"""The gateway's public gRPC contract, generated from apis/llmg/gatewayapi."""

@@ -1,0 +1,141 @@
+"""Doors before a pipeline of the test's own, over real sockets: gRPC, and REST beside it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from msgspec import Struct
+
+from llmg.boot.serve import listen
+from llmg.boot.system import SystemClock
+from llmg.core.context import SILENT
+from llmg.core.errors import Failure, Kind
+from llmg.doors.grpc.server import GrpcServer
+from llmg.doors.grpc.services import Inference
+from llmg.doors.rest.app import make_door
+from llmg.doors.rest.inference import ChatCompletions, Embeddings
+from llmg.doors.rest.server import HttpServer
+from llmg.gatewayapi.v1.chat_pb2_grpc import ChatServiceStub
+from llmg.gatewayapi.v1.embeddings_pb2_grpc import EmbeddingServiceStub
+from llmg.gatewayapi.v1.models_pb2_grpc import ModelServiceStub
+from llmg.ports import Provider
+from llmg.services.models import Model, Models
+from llmg.testing.ids import CountingIds
+from support.gateway import Gateway
+
+MODELS = tuple(Model(id=name, created=7, owner="p", operations=("chat",)) for name in ("a", "b", "c/d", "e"))
+
+
+def some_models(models: Sequence[Model] = MODELS) -> Models:
+    """A list of models, for the doors that show one."""
+
+    def find(name: str) -> Model:
+        for model in models:
+            if model.id == name:
+                return model
+        raise Failure(Kind.MODEL_NOT_FOUND, f"the model '{name}' does not exist", param="model")
+
+    return Models(lambda: models, find)
+
+
+class GrpcDoor:
+    """A server of gRPC, and a client's stubs."""
+
+    def __init__(self, server: GrpcServer, address: str, channel: grpc.aio.Channel) -> None:
+        self.server = server
+        self.address = address
+        self.channel = channel
+        self.chat: Any = ChatServiceStub(channel)
+        self.embeddings: Any = EmbeddingServiceStub(channel)
+        self.models: Any = ModelServiceStub(channel)
+
+
+@asynccontextmanager
+async def grpc_door(
+    pipeline: Provider, *, max_message: int = 1 << 20, models: Models | None = None
+) -> AsyncIterator[GrpcDoor]:
+    """The gRPC door before this pipeline."""
+    inference = Inference(pipeline, SystemClock(), CountingIds(), SILENT)
+    server = GrpcServer(inference, models or some_models(), max_message=max_message, reflection=True)
+    address = f"127.0.0.1:{await server.start('127.0.0.1:0')}"
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield GrpcDoor(server, address, channel)
+    finally:
+        await server.drain(0)
+
+
+@asynccontextmanager
+async def rest_door(pipeline: Provider) -> AsyncIterator[Gateway]:
+    """The REST door before this pipeline."""
+    made = (pipeline, SystemClock(), CountingIds(), SILENT, 1 << 20, 10.0)
+    door = make_door(
+        chat=ChatCompletions(*made),
+        embeddings=Embeddings(*made),
+        models=some_models(),
+        version=dict,
+        draining=lambda: False,
+    )
+    server = HttpServer(
+        door,
+        max_headers=1 << 16,
+        header_timeout=10.0,
+        body_timeout=10.0,
+        keep_alive=10.0,
+        backlog=16,
+        access_log=False,
+        draining=lambda: False,
+    )
+    listener = listen(("127.0.0.1", 0), 16)
+    await server.start(listener)
+    try:
+        yield Gateway(listener.getsockname())
+    finally:
+        await server.drain(0)
+
+
+class Refusal(Struct, frozen=True, kw_only=True):
+    """What a call that failed tells, all of it."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    domain: str
+    metadata: dict[str, str]
+    field: str | None
+    retry_after: float | None
+    trailing: dict[str, str | bytes]
+
+    @property
+    def kind(self) -> Kind:
+        """The gateway's own word for it."""
+        return Kind[self.reason]
+
+
+def refusal(error: grpc.aio.AioRpcError) -> Refusal:
+    """An error, with its details. Asserts that they agree with the status."""
+    trailing = dict(error.trailing_metadata())
+    raw = trailing.pop("grpc-status-details-bin")
+    assert isinstance(raw, bytes)
+    status = Status.FromString(raw)
+    assert (status.code, status.message) == (error.code().value[0], error.details())
+    info, bad, retry = ErrorInfo(), BadRequest(), RetryInfo()
+    known: tuple[Message, ...] = (info, bad, retry)
+    unpacked = [message for detail in status.details for message in known if detail.Unpack(message)]
+    assert len(unpacked) == len(status.details)
+    return Refusal(
+        code=error.code(),
+        message=status.message,
+        reason=info.reason,
+        domain=info.domain,
+        metadata=dict(info.metadata),
+        field=bad.field_violations[0].field if bad.field_violations else None,
+        retry_after=retry.retry_delay.ToNanoseconds() / 1e9 if retry in unpacked else None,
+        trailing=trailing,
+    )
