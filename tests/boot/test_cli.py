@@ -259,7 +259,7 @@ async def test_serving_upstreams_imports_nothing_of_local_models(serve: Serve, w
     async with upstream(good) as up:
         config = to_upstream(up.base_url)
         config["providers"] |= ECHO["providers"]
-        config["grpc"] = {"enabled": False}
+        config["grpc"] = config["graphql"] = {"enabled": False}
         gateway = await serve(config, "--workers", workers, ready=int(workers), **IMPORTS)
         assert (await gateway.chat()).status == 200
         assert (await gateway.chat("echo/any", stream=True)).status == 200

@@ -44,7 +44,7 @@ def run(gateway: Process, words: list[str], script: str) -> str:
 
 
 def test_curl(gateway: Process) -> None:
-    answer = json.loads(run(gateway, ["bash", "-euc"], block("shell", "curl -s")))
+    answer = json.loads(run(gateway, ["bash", "-euc"], block("shell", "curl -s http")))
     assert answer["choices"][0]["message"]["content"]
     assert answer["usage"]["completion_tokens"] > 0
 
@@ -59,6 +59,12 @@ def test_grpc(gateway: Process) -> None:
     said = run(gateway, ["bash", "-euc"], block("shell", "buf curl"))
     assert '"delta"' in said
     assert '"usage"' in said
+
+
+def test_graphql(gateway: Process) -> None:
+    said = run(gateway, ["bash", "-euc"], block("shell", "curl -sN"))
+    assert '"text"' in said
+    assert "event: complete" in said
 
 
 def test_the_command_line(gateway: Process) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / ".cache" / "bench"
-LITELLM_VERSION = "1.109.1"
+LITELLM_VERSION = "1.106.2"
 
 
 def built(name: str) -> Path:

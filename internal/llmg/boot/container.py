@@ -6,9 +6,10 @@ the call: both stay off the request path.)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from dependency_injector import containers, providers
+from starlette.types import ASGIApp
 
 from llmg.boot import build
 from llmg.boot.observe import LogObserver
@@ -22,6 +23,8 @@ from llmg.ports import Clock, Ids, Launcher, Provider
 from llmg.providers.http import Transport
 from llmg.routing.router import Models, Router
 from llmg.services import models as service
+
+HTTP_TRANSPORTS: Final = ("application/json", "text/event-stream", "multipart/mixed")
 
 
 class Draining:
@@ -61,7 +64,24 @@ def _rest(
     http = settings.http
     chat = ChatCompletions(pipeline, clock, ids, observer, http.max_body, http.heartbeat)
     embeddings = Embeddings(pipeline, clock, ids, observer, http.max_body, http.heartbeat)
-    return make_door(chat=chat, embeddings=embeddings, models=models, version=version, draining=draining)
+    mounted: dict[str, ASGIApp] = {}
+    if settings.graphql.enabled:
+        from llmg.doors.graphql.app import make_graphql  # brings strawberry along
+
+        mounted["/graphql"] = make_graphql(
+            pipeline=pipeline,
+            models=models,
+            clock=clock,
+            ids=ids,
+            observer=observer,
+            introspection=settings.graphql.introspection,
+            transports=HTTP_TRANSPORTS,
+            max_body=http.max_body,
+            heartbeat=http.heartbeat,
+        )
+    return make_door(
+        chat=chat, embeddings=embeddings, models=models, version=version, draining=draining, mounted=mounted
+    )
 
 
 def _grpc(

@@ -187,6 +187,13 @@ class Grpc(Section):
         return units.address(self.server_addr)
 
 
+class GraphQL(Section):
+    """GraphQL, at /graphql of the HTTP server."""
+
+    enabled: bool = Field(default=True, description="Whether GraphQL is served at all.")
+    introspection: bool = Field(default=True, description="Whether clients may ask for the schema.")
+
+
 class Log(Section):
     """What is logged, and how."""
 
@@ -354,6 +361,7 @@ class Settings(BaseSettings):
 
     http: Http = Field(default=Http(), description="The HTTP server.")
     grpc: Grpc = Field(default=Grpc(), description="The gRPC server.")
+    graphql: GraphQL = Field(default=GraphQL(), description="GraphQL, at /graphql of the HTTP server.")
     log: Log = Field(default=Log(), description="What is logged, and how.")
     server: Server = Field(default=Server(), description="The gateway's processes.")
     providers: dict[ProviderName, Provider] = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -123,8 +123,9 @@ def make_door(
     models: Models,
     version: Callable[[], dict[str, str]],
     draining: Callable[[], bool],
+    mounted: Mapping[str, ASGIApp] | None = None,
 ) -> Door:
-    """The whole door."""
+    """The whole door, and at their paths the applications of others."""
     exact: dict[str, ASGIApp] = {
         "/v1/chat/completions": chat,
         "/v1/embeddings": embeddings,
@@ -132,5 +133,6 @@ def make_door(
         "/healthz": Health(),
         "/readyz": Ready(draining),
         "/version": Version(version),
+        **(mounted or {}),
     }
     return Door(exact, {"/v1/models/{id:path}": GetModel(models)})

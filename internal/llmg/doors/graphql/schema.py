@@ -1,0 +1,206 @@
+"""The schema: what can be asked, and how it is answered from the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Annotated, Any, Final
+
+import strawberry
+from graphql import GraphQLError
+from strawberry.schema.config import StrawberryConfig
+from strawberry.types.execution import ExecutionContext
+
+from llmg.core.assemble import Answer, assemble
+from llmg.core.context import Context, Observer
+from llmg.core.errors import Failure, internal
+from llmg.core.events import Batch
+from llmg.core.request import Request
+from llmg.doors.graphql import errors
+from llmg.doors.graphql.inputs import ChatInput, CreateEmbeddingsInput, decode_chat, decode_embed
+from llmg.doors.graphql.limits import Limits, Prepared, Preparing
+from llmg.doors.graphql.outputs import (
+    ChatCompletion,
+    ChatCompletionPayload,
+    CreateEmbeddingsPayload,
+    EventEncoder,
+    Model,
+    Node,
+    encode_answer,
+    encode_embeddings,
+    encode_model,
+)
+from llmg.doors.graphql.scalars import SCALARS
+from llmg.ports import Clock, Ids, Provider
+from llmg.services.models import Models
+
+
+class Gateway:
+    """What resolvers ask: the pipeline and the use cases."""
+
+    def __init__(self, pipeline: Provider, models: Models, clock: Clock, ids: Ids, observer: Observer) -> None:
+        self.pipeline = pipeline
+        self.models = models
+        self._clock = clock
+        self._ids = ids
+        self._observer = observer
+
+    def context(self, request_id: str | None, traceparent: str | None) -> Context:
+        """A context for one operation of the pipeline. Without a request id it gets one of its own."""
+        new = self._ids.new()
+        return Context(
+            id=new,
+            request_id=request_id or self.request_id(new),
+            door="graphql",
+            created=int(self._clock.time()),
+            traceparent=traceparent,
+            trail=[],
+            observer=self._observer,
+        )
+
+    def request_id(self, new: str | None = None) -> str:
+        """An id for a request that brought none."""
+        return f"req_{(new or self._ids.new())[:24]}"
+
+    async def whole(self, request: Request, context: Context) -> Answer:
+        """The assembled answer."""
+        events: Batch = ()
+        async with self.pipeline.open(request, context) as batches:
+            async for batch in batches:
+                events = [*events, *batch] if events else batch
+        return assemble(events)
+
+
+class Asking:
+    """Who asks: one HTTP request, or one WebSocket connection, whose operations have request ids of their own."""
+
+    __slots__ = ("connection_params", "gateway", "request_id", "traceparent", "trail")
+
+    def __init__(self, gateway: Gateway, request_id: str | None, traceparent: str | None) -> None:
+        self.gateway = gateway
+        self.request_id = request_id
+        self.traceparent = traceparent
+        self.trail: list[Any] = []  # of the last operation; what it tried
+        self.connection_params: object = None  # strawberry sets it, with connection_init's payload
+
+    @contextmanager
+    def answering(self) -> Iterator[Context]:
+        """A context for one operation; failures inside become GraphQL's errors."""
+        context = self.gateway.context(self.request_id, self.traceparent)
+        self.trail = context.trail
+        try:
+            yield context
+        except Failure as failure:
+            raise errors.error(failure, context.request_id) from None
+        except Exception as mistake:  # noqa: BLE001 - the rim: nothing may leave it as a stack trace
+            raise errors.error(internal(mistake), context.request_id) from None
+
+
+Info = strawberry.Info[Asking, None]
+_Id = Annotated[strawberry.ID, strawberry.argument(description="The id.")]
+_Chat = Annotated[ChatInput, strawberry.argument(description="The conversation, and how to go on with it.")]
+_Embed = Annotated[CreateEmbeddingsInput, strawberry.argument(description="The texts.")]
+
+
+def _models(info: Info) -> list[Model]:
+    with info.context.answering():
+        return [encode_model(model) for model in info.context.gateway.models.list()]
+
+
+def _model(info: Info, id: _Id) -> Model:
+    with info.context.answering():
+        return encode_model(info.context.gateway.models.get(id))
+
+
+async def _create_chat_completion(info: Info, input: _Chat) -> ChatCompletion:
+    with info.context.answering() as context:
+        chat = decode_chat(input, stream=False)
+        return encode_answer(await info.context.gateway.whole(chat, context), chat.model)
+
+
+async def _create_embeddings(info: Info, input: _Embed) -> CreateEmbeddingsPayload:
+    with info.context.answering() as context:
+        embed = decode_embed(input)
+        return encode_embeddings(await info.context.gateway.whole(embed, context), embed.model)
+
+
+async def _chat_completion(info: Info, input: _Chat) -> AsyncGenerator[ChatCompletionPayload, None]:
+    """Transports close this generator in the task that runs it, and with it the upstream's call."""
+    with info.context.answering() as context:
+        chat = decode_chat(input, stream=True)
+        encoder = EventEncoder(chat.model)
+        async with info.context.gateway.pipeline.open(chat, context) as batches:
+            async for batch in batches:
+                payload = encoder.encode(batch)
+                if payload is not None:
+                    yield payload
+
+
+@strawberry.type(description="What can be looked up.")
+class Query:
+    """Reads."""
+
+    models: list[Model] = strawberry.field(resolver=_models, description="All models that were declared, by name.")
+    model: Model | None = strawberry.field(
+        resolver=_model, description="The model of that name: a declared one, or PROVIDER/MODEL."
+    )
+    node: Node | None = strawberry.field(
+        resolver=_model, description="Whatever has that id. Only models have one for now."
+    )
+
+
+@strawberry.type(description="What can be asked of models, to be answered whole.")
+class Mutation:
+    """Inference."""
+
+    create_chat_completion: ChatCompletion = strawberry.mutation(
+        resolver=_create_chat_completion, description="Goes on with a conversation."
+    )
+    create_embeddings: CreateEmbeddingsPayload = strawberry.mutation(
+        resolver=_create_embeddings, description="Turns texts into vectors."
+    )
+
+
+@strawberry.type(description="What can be asked of models, to be answered as the answer is made.")
+class Subscription:
+    """Streams."""
+
+    chat_completion: AsyncGenerator[ChatCompletionPayload, None] = strawberry.subscription(
+        resolver=_chat_completion,
+        description="Goes on with a conversation: the events of each read of the model's stream.",
+    )
+
+
+class Schema(strawberry.Schema):
+    """Strawberry's, whose errors get their codes where every transport has them from."""
+
+    def process_errors(self, errors_: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
+        """See Strawberry's."""
+        asking = None if execution_context is None else execution_context.context
+        request_id = asking.request_id if isinstance(asking, Asking) else None
+        if request_id is None and isinstance(asking, Asking):
+            request_id = asking.gateway.request_id()
+        for error in errors_:
+            errors.settle(error, request_id or "")
+
+
+DEFAULT_LIMITS: Final = Limits(depth=12, aliases=15, tokens=4000)
+
+
+def make_schema(limits: Limits = DEFAULT_LIMITS, *, introspection: bool = True) -> Schema:
+    """The schema."""
+    prepared = Prepared(limits, introspection)
+    return Schema(
+        Query,
+        Mutation,
+        Subscription,
+        types=[Model],
+        config=StrawberryConfig(scalar_map=SCALARS, disable_field_suggestions=not introspection),
+        extensions=[partial(Preparing, prepared)],
+    )
+
+
+def sdl() -> str:
+    """The schema in GraphQL's own language."""
+    return make_schema().as_str() + "\n"

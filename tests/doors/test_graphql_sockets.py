@@ -1,0 +1,260 @@
+"""The GraphQL door over WebSocket: graphql-transport-ws, and the older graphql-ws."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
+
+from graph.serving import CHAT, STREAM, Door, asking, serving
+from llmg.core.errors import Failure, Kind
+from llmg.core.events import Delta
+from llmg.testing.scripted import Gate, Scripted, saying
+from support.http import PATIENCE
+
+# protocol: (its words for subscribe, next, complete by the client)
+WORDS = {"graphql-transport-ws": ("subscribe", "next", "complete"), "graphql-ws": ("start", "data", "stop")}
+BOTH = pytest.mark.parametrize("protocol", WORDS)
+
+
+class Client:
+    """One connection, in one of the protocols."""
+
+    def __init__(self, wire: ClientConnection, protocol: str) -> None:
+        self.wire = wire
+        self.begin, self.item, self.end = WORDS[protocol]
+
+    async def send(self, **message: Any) -> None:
+        await self.wire.send(json.dumps(message))
+
+    async def receive(self) -> dict[str, Any]:
+        async with asyncio.timeout(PATIENCE):
+            message: dict[str, Any] = json.loads(await self.wire.recv(decode=True))
+        return message
+
+    async def subscribe(self, query: str = STREAM, id: str = "1", **variables: Any) -> None:
+        payload = {"query": query, "variables": variables or asking()}
+        await self.send(type=self.begin, id=id, payload=payload)
+
+    async def closed(self) -> int:
+        """How the server closed the connection."""
+        async with asyncio.timeout(PATIENCE):
+            await self.wire.wait_closed()
+        assert self.wire.close_code is not None
+        return self.wire.close_code
+
+
+@asynccontextmanager
+async def client(
+    door: Door, protocol: str = "graphql-transport-ws", *, init: bool = True, **options: Any
+) -> AsyncIterator[Client]:
+    """A client whose connection is acknowledged."""
+    async with connect(door.socket_url, subprotocols=[Subprotocol(protocol)], **options) as wire:
+        assert wire.subprotocol == protocol
+        it = Client(wire, protocol)
+        if init:
+            await it.send(type="connection_init", payload={"authorization": "Bearer key"})
+            assert (await it.receive())["type"] == "connection_ack"
+        yield it
+
+
+@BOTH
+async def test_a_stream(protocol: str) -> None:
+    async with serving() as door, client(door, protocol) as it:
+        await it.subscribe()
+        said, names = "", []
+        while (message := await it.receive())["type"] == it.item:
+            payload = message["payload"]["data"]["chatCompletion"]
+            said += payload["text"]
+            names += [event["__typename"] for event in payload["events"]]
+    assert message == {"type": "complete", "id": "1"}
+    assert said == "Hello there"
+    assert names == ["Started", "Opened", "Delta", "Delta", "Closed", "Finished", "Usage"]
+
+
+async def test_any_operation() -> None:
+    async with serving() as door, client(door) as it:
+        await it.subscribe(CHAT)
+        answer = (await it.receive())["payload"]["data"]["createChatCompletion"]
+        assert answer["choices"] == [{"text": "Hello there"}]
+        assert (await it.receive())["type"] == "complete"
+
+
+@BOTH
+async def test_many_at_once_with_request_ids_of_their_own(protocol: str) -> None:
+    gate, failure = Gate(), Failure(Kind.OVERLOADED, "too much")
+    async with serving(Scripted([gate, failure])) as door, client(door, protocol) as it:
+        for number in range(5):
+            await it.subscribe(id=str(number))
+        gate.open()
+        seen: dict[str, str] = {}
+        done: set[str] = set()
+        while len(done) < 5:
+            message = await it.receive()
+            if message["type"] == "complete":
+                done.add(message["id"])
+            else:
+                assert message["payload"]["errors"][0]["extensions"]["code"] == "OVERLOADED"
+                seen[message["id"]] = message["payload"]["errors"][0]["extensions"]["requestId"]
+    assert set(seen) == done
+    assert len(set(seen.values())) == 5
+
+
+@BOTH
+async def test_unsubscribing_ends_the_upstream(protocol: str) -> None:
+    gate = Gate()
+    provider = Scripted([*saying("Hi")[:2], gate], saying("again"))
+    before = asyncio.all_tasks()
+    async with serving(provider) as door:
+        async with client(door, protocol) as it:
+            await it.subscribe()
+            async with asyncio.timeout(PATIENCE):
+                await gate.reached.wait()
+                assert not provider.calls[0].exited.is_set()
+                await it.send(type=it.end, id="1")
+                await provider.calls[0].exited.wait()
+            assert provider.calls[0].cancelled.is_set()
+            await it.subscribe(id="2")
+            while (message := await it.receive()).get("id") != "2" or message["type"] != "complete":
+                pass
+        assert [call.exits for call in provider.calls] == [1, 1]
+    assert asyncio.all_tasks() <= before
+
+
+@BOTH
+@pytest.mark.parametrize("abruptly", [False, True], ids=["closed", "reset"])
+async def test_leaving_ends_the_upstream(protocol: str, abruptly: bool) -> None:
+    gate = Gate()
+    provider = Scripted([*saying("Hi")[:2], gate])
+    before = asyncio.all_tasks()
+    async with serving(provider) as door:
+        async with client(door, protocol) as it, asyncio.timeout(PATIENCE):
+            await it.subscribe()
+            await gate.reached.wait()
+            if abruptly:
+                it.wire.transport.abort()
+            else:
+                await it.wire.close()
+            await provider.calls[0].exited.wait()
+        assert provider.calls[0].cancelled.is_set()
+        assert provider.calls[0].exits == 1
+    assert asyncio.all_tasks() <= before
+
+
+@BOTH
+async def test_who_does_not_read_slows_the_upstream_and_leaving_ends_it(protocol: str) -> None:
+    big = [[Delta(0, 0, "x" * 100_000)] for _ in range(500)]
+    provider = Scripted([*saying("Hi")[:1], *big, Gate()])
+    async with serving(provider) as door:
+        async with client(door, protocol, max_queue=1) as it:
+            await it.subscribe()
+            assert (await it.receive())["type"] == it.item
+            assert (await door.ask("{ models { id } }"))["data"]
+            assert provider.calls[0].given < 400  # 50 MB in all
+            it.wire.transport.abort()
+        async with asyncio.timeout(PATIENCE):
+            await provider.calls[0].exited.wait()
+        assert provider.calls[0].exits == 1
+
+
+@BOTH
+async def test_an_error_in_mid_stream(protocol: str) -> None:
+    failure = Failure(Kind.UPSTREAM_TRUNCATED, "it broke off", detail="secret")
+    async with serving(Scripted([*saying("Hi")[:2], failure])) as door, client(door, protocol) as it:
+        await it.subscribe()
+        messages = [await it.receive() for _ in range(4)]
+    assert [message["type"] for message in messages] == [it.item, it.item, it.item, "complete"]
+    assert messages[1]["payload"]["data"]["chatCompletion"]["text"] == "Hi"
+    assert messages[2]["payload"]["errors"][0]["extensions"]["code"] == "UPSTREAM_TRUNCATED"
+    assert "secret" not in json.dumps(messages)
+
+
+@BOTH
+async def test_bad_input(protocol: str) -> None:
+    async with serving() as door, client(door, protocol) as it:
+        await it.subscribe(**asking(n=0))
+        error = (await it.receive())["payload"]["errors"][0]
+        assert error["extensions"]["param"] == "input.n"
+        assert (await it.receive())["type"] == "complete"
+        await it.subscribe("subscription { nope }", id="2")
+        message = await it.receive()
+        assert (message["type"], message["id"]) == ("error", "2")
+        payload = message["payload"]
+        refusal = payload[0] if isinstance(payload, list) else payload
+        assert refusal["extensions"]["code"] == "GRAPHQL_VALIDATION_FAILED"
+
+
+async def test_limits_hold_here_too() -> None:
+    gate = Gate()
+    async with serving(Scripted([gate]), max_depth=1, max_operations=1) as door, client(door) as it:
+        await it.subscribe()
+        assert "3 deep" in (await it.receive())["payload"][0]["message"]
+    async with serving(Scripted([gate]), max_operations=1) as door, client(door) as it:
+        await it.subscribe(id="1")
+        await it.subscribe(id="2")
+        message = await it.receive()
+        assert (message["type"], message["id"]) == ("error", "2")
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        ("{", 4400),
+        ("[]", 4400),
+        ("1", 4400),
+        ('{"type": "nonsense"}', 4400),
+        ("[" * 100_000, 4400),
+        ('{"type": "subscribe", "id": "1", "payload": 1}', 4401),
+    ],
+    ids=["no JSON", "a list", "a number", "an unknown type", "too deep", "too early"],
+)
+async def test_nonsense_closes_the_connection(sent: str, code: int) -> None:
+    async with serving() as door, client(door, init=False) as it:
+        await it.wire.send(sent)
+        assert await it.closed() == code
+
+
+async def test_nonsense_after_the_greeting() -> None:
+    async with serving() as door:
+        async with client(door) as it:
+            await it.send(type="subscribe", id="1", payload=1)
+            assert await it.closed() == 4400
+        async with client(door, "graphql-ws") as it:
+            await it.send(type="start", id="1", payload=1)
+            assert await it.closed() == 1002
+
+
+async def test_who_does_not_greet() -> None:
+    async with serving(init_timeout=0.01) as door, client(door, init=False) as it:
+        assert await it.closed() == 4408
+
+
+async def test_protocols_are_on_by_name() -> None:
+    async with (
+        serving(transports=["graphql-transport-ws"]) as door,
+        connect(door.socket_url, subprotocols=[Subprotocol("graphql-ws")]) as wire,
+    ):
+        assert await Client(wire, "graphql-ws").closed() == 4406
+
+
+@pytest.mark.parametrize("origins", [(), ("http://good.example",)])
+async def test_a_page_of_another_origin_is_refused(origins: tuple[str, ...]) -> None:
+    async with serving(origins=origins) as door:
+        with pytest.raises(InvalidStatus) as caught:
+            async with client(door, origin="http://evil.example"):
+                pass
+        assert caught.value.response.status_code == 403
+        async with client(door, origin="http://{}:{}".format(*door.address)) as it:
+            await it.send(type="ping")
+            assert (await it.receive())["type"] == "pong"
+        for origin in origins:
+            async with client(door, origin=origin) as it:
+                await it.send(type="ping")
+                assert (await it.receive())["type"] == "pong"
