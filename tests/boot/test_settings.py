@@ -511,6 +511,7 @@ BAD = [
             ("https://a/v1?", "expected a URL without query and fragment"),
             ("https://a/v1#x", "expected a URL without query and fragment"),
             ("https://u:p@a/v1", "expected a URL without user and password"),
+            ("https://b\u00fccher.example/v1", "expected a URL in ASCII"),
         ]
     ],
     # names and headers
@@ -529,6 +530,7 @@ BAD = [
     ),
     (OPENAI % "headers: {'a b': c}", 'providers.openai.headers["a b"]', "expected the name of an HTTP header", ""),
     (OPENAI % r'headers: {a: "b\r\nc: d"}', "providers.openai.headers.a", "expected the value of an HTTP header", ""),
+    (OPENAI % r'organization: "a\r\nX-Evil: 1"', "providers.openai.organization", "expected a word of printable", ""),
     (OPENAI % r'api_key: "b\nc"', "providers.openai.api_key", "expected the value of an HTTP header", ""),
 ]
 

@@ -79,6 +79,12 @@ def _header_value(value: SecretStr) -> SecretStr:
     return value
 
 
+def _word(value: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]+", value):
+        raise Expected("a word of printable ASCII: it is sent as a header")
+    return value
+
+
 def _key(value: SecretStr | None) -> SecretStr | None:
     """An empty key is no key, so that `${KEY:-}` can mean "if there is one"."""
     return _header_value(value) if value else None
@@ -306,7 +312,9 @@ class OpenAIProvider(Section):
     api_key: Key = Field(
         default=None, description="Sent as `Authorization: Bearer`. Write ${VARIABLE}, not the key itself."
     )
-    organization: Text | None = Field(default=None, description="Sent as `OpenAI-Organization`.")
+    organization: Annotated[Text, AfterValidator(_word)] | None = Field(
+        default=None, description="Sent as `OpenAI-Organization`."
+    )
     headers: dict[HeaderName, HeaderValue] = Field(default={}, description="Headers sent with each call.")
     max_connections: Count = Field(
         default=0, description="Connections open at the same time. 0: as many as there are calls."

@@ -72,6 +72,8 @@ def http_url(value: str) -> str:
         raise Expected("an http or https URL") from None
     if url.scheme not in ("http", "https") or not url.hostname or port == 0 or re.search(r"[\s\x00-\x1f]", value):
         raise Expected("an http or https URL, such as https://api.openai.com/v1")
+    if not value.isascii():
+        raise Expected("a URL in ASCII (an international host name in its xn-- form, a path percent-encoded)")
     if "?" in value or "#" in value:
         raise Expected("a URL without query and fragment")
     if "@" in url.netloc:

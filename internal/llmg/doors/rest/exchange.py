@@ -12,7 +12,7 @@ import asyncio
 import os
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
 from typing import Final
@@ -132,9 +132,9 @@ class Exchange:
         own = (b"x-request-id", self.request_id.encode())
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, own]})
 
-    async def write(self, data: bytes, *, more: bool = True) -> None:
+    def write(self, data: bytes, *, more: bool = True) -> Awaitable[None]:
         """A piece of the body; the last one with `more=False`. Waits while the client does not read."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        return self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def answer(self, status: int, body: bytes, headers: Headers = (), kind: bytes = b"application/json") -> None:
         """A whole answer."""
