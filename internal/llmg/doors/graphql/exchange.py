@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from typing import Any, Final
@@ -295,7 +296,7 @@ def accepted(accept: str, streams: Collection[str]) -> str:
 # --- streams -------------------------------------------------------------------------------------------------------
 
 
-class _Outlet:
+class _Outlet(ABC):
     """Writes a stream's payloads, and a heartbeat where none has come for `interval` seconds."""
 
     start = b""
@@ -309,8 +310,9 @@ class _Outlet:
         self._quiet = True
         self._beating = asyncio.get_running_loop().create_task(self._beat(interval))
 
+    @abstractmethod
     def frame(self, data: bytes) -> bytes:
-        raise NotImplementedError
+        """A payload as this kind of stream carries it."""
 
     async def next(self, payload: dict[str, Any]) -> None:
         async with self._lock:

@@ -12,6 +12,7 @@ import asyncio
 import os
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
@@ -165,7 +166,7 @@ def _too_large(limit: int) -> Failure:
     return Failure(Kind.REQUEST_TOO_LARGE, f"the body is larger than {limit} bytes")
 
 
-class Endpoint:
+class Endpoint(ABC):
     """An ASGI application for one path: methods, failures and leaving clients are dealt with here."""
 
     methods: frozenset[str] = frozenset({"GET", "HEAD"})
@@ -207,6 +208,6 @@ class Endpoint:
             raise failure  # the server closes the connection: the answer is not whole
         await exchange.fail(failure)
 
+    @abstractmethod
     async def handle(self, exchange: Exchange) -> None:
         """Answers one request, or raises Failure."""
-        raise NotImplementedError
