@@ -8,7 +8,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from llmg.core.context import Context
+from llmg.core.context import Context, Principal
 from llmg.core.events import Batch
 from llmg.core.request import Request
 
@@ -91,6 +91,14 @@ class Launcher(Protocol):
 
         A call that lost its connection asks this; it waits a moment for the process to be reaped.
         """
+        ...
+
+
+class Authenticator(Protocol):
+    """Knows who asks by what they show."""
+
+    def authenticate(self, key: str | None, /) -> Principal:
+        """Whose key it is; None: none was shown. Raises Failure (unauthenticated)."""
         ...
 
 

@@ -18,7 +18,7 @@ from llmg.core.events import Closed, Delta, Embeddings, Event, Finished, Notice,
 from llmg.core.request import Chat, Request
 from llmg.core.usage import Usage
 from llmg.doors.graphql.errors import CODES
-from llmg.doors.rest.server import LimitedProtocol
+from llmg.doors.http.server import LimitedProtocol
 from llmg.ports import Answering
 from llmg.providers.echo import Echo
 from llmg.testing.scripted import Gate, Script, Scripted, saying

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmg.doors.rest.server import LimitedProtocol
+from llmg.doors.http.server import LimitedProtocol
 from support import upstream as acts
 from support.gateway import Gateway, chat, in_process, to_upstream
 from support.http import connect, request

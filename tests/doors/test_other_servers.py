@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 from llmg.core.context import SILENT
 from llmg.doors.rest.app import make_door
 from llmg.doors.rest.inference import ChatCompletions, Embeddings
+from llmg.services.admission import Admission, Keys
 from llmg.services.models import Models
 from llmg.testing.clocks import FakeClock
 from llmg.testing.ids import CountingIds
@@ -28,11 +29,12 @@ both = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 @asynccontextmanager
 async def plain(provider: Scripted) -> AsyncIterator[Gateway]:
     """The door before this provider, on uvicorn's own protocol."""
-    clock, ids = FakeClock(), CountingIds()
+    admission = Admission(Keys({}), FakeClock(), CountingIds(), SILENT)
     door = make_door(
-        chat=ChatCompletions(provider, clock, ids, SILENT, 1 << 20, 10.0),
-        embeddings=Embeddings(provider, clock, ids, SILENT, 1 << 20, 10.0),
+        chat=ChatCompletions(provider, admission, 1 << 20, 10.0),
+        embeddings=Embeddings(provider, admission, 1 << 20, 10.0),
         models=Models(list, lambda name: pytest.fail(name)),
+        admission=admission,
         version=dict,
         draining=lambda: False,
     )

@@ -17,6 +17,7 @@ from llmg.core.errors import Failure, Kind
 from llmg.doors.graphql.app import make_graphql
 from llmg.ports import Provider
 from llmg.providers.echo import Echo
+from llmg.services.admission import Admission, Keys
 from llmg.services.models import Model, Models
 from llmg.testing.clocks import FakeClock
 from llmg.testing.ids import CountingIds
@@ -93,9 +94,7 @@ async def serving(
     app = make_graphql(
         pipeline=provider or Echo(),
         models=Models(lambda: [MODEL], find),
-        clock=FakeClock(),
-        ids=CountingIds(),
-        observer=SILENT,
+        admission=Admission(Keys({}), FakeClock(), CountingIds(), SILENT),
         **options,
     )
     listener = socket.socket()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,13 +18,14 @@ from llmg.core.context import SILENT
 from llmg.core.errors import Failure, Kind
 from llmg.doors.grpc.server import GrpcServer
 from llmg.doors.grpc.services import Inference
+from llmg.doors.http.server import HttpServer
 from llmg.doors.rest.app import make_door
 from llmg.doors.rest.inference import ChatCompletions, Embeddings
-from llmg.doors.rest.server import HttpServer
 from llmg.gatewayapi.v1.chat_pb2_grpc import ChatServiceStub
 from llmg.gatewayapi.v1.embeddings_pb2_grpc import EmbeddingServiceStub
 from llmg.gatewayapi.v1.models_pb2_grpc import ModelServiceStub
 from llmg.ports import Provider
+from llmg.services.admission import Admission, Keys
 from llmg.services.models import Model, Models
 from llmg.testing.ids import CountingIds
 from support.gateway import Gateway
@@ -44,6 +45,11 @@ def some_models(models: Sequence[Model] = MODELS) -> Models:
     return Models(lambda: models, find)
 
 
+def admission(keys: Mapping[str, str] = {}) -> Admission:
+    """Lets in who has one of these keys, by name; everybody, where there are none."""
+    return Admission(Keys(keys), SystemClock(), CountingIds(), SILENT)
+
+
 class GrpcDoor:
     """A server of gRPC, and a client's stubs."""
 
@@ -58,10 +64,10 @@ class GrpcDoor:
 
 @asynccontextmanager
 async def grpc_door(
-    pipeline: Provider, *, max_message: int = 1 << 20, models: Models | None = None
+    pipeline: Provider, *, max_message: int = 1 << 20, models: Models | None = None, keys: Mapping[str, str] = {}
 ) -> AsyncIterator[GrpcDoor]:
     """The gRPC door before this pipeline."""
-    inference = Inference(pipeline, SystemClock(), CountingIds(), SILENT)
+    inference = Inference(pipeline, admission(keys))
     server = GrpcServer(inference, models or some_models(), max_message=max_message, reflection=True)
     address = f"127.0.0.1:{await server.start('127.0.0.1:0')}"
     try:
@@ -72,13 +78,15 @@ async def grpc_door(
 
 
 @asynccontextmanager
-async def rest_door(pipeline: Provider) -> AsyncIterator[Gateway]:
+async def rest_door(pipeline: Provider, *, keys: Mapping[str, str] = {}) -> AsyncIterator[Gateway]:
     """The REST door before this pipeline."""
-    made = (pipeline, SystemClock(), CountingIds(), SILENT, 1 << 20, 10.0)
+    let_in = admission(keys)
+    made = (pipeline, let_in, 1 << 20, 10.0)
     door = make_door(
         chat=ChatCompletions(*made),
         embeddings=Embeddings(*made),
         models=some_models(),
+        admission=let_in,
         version=dict,
         draining=lambda: False,
     )

@@ -16,13 +16,13 @@ from llmg.boot.observe import LogObserver
 from llmg.boot.settings import Settings
 from llmg.boot.system import RandomIds, SystemClock
 from llmg.boot.version import version
-from llmg.core.context import Observer
 from llmg.doors.rest.app import Door, make_door
 from llmg.doors.rest.inference import ChatCompletions, Embeddings
-from llmg.ports import Clock, Ids, Launcher, Provider
+from llmg.ports import Clock, Launcher, Provider
 from llmg.providers.http import Transport
 from llmg.routing.router import Models, Router
 from llmg.services import models as service
+from llmg.services.admission import Admission, Keys
 
 HTTP_TRANSPORTS: Final = ("application/json", "text/event-stream", "multipart/mixed")
 
@@ -52,18 +52,16 @@ def _model_service(models: Models) -> service.Models:
     )
 
 
+def _keys(settings: Settings) -> Keys:
+    return Keys({name: key.get_secret_value() for name, key in settings.keys.items()})
+
+
 def _rest(
-    settings: Settings,
-    pipeline: Provider,
-    clock: Clock,
-    ids: Ids,
-    observer: Observer,
-    models: service.Models,
-    draining: Draining,
+    settings: Settings, pipeline: Provider, admission: Admission, models: service.Models, draining: Draining
 ) -> Door:
     http = settings.http
-    chat = ChatCompletions(pipeline, clock, ids, observer, http.max_body, http.heartbeat)
-    embeddings = Embeddings(pipeline, clock, ids, observer, http.max_body, http.heartbeat)
+    chat = ChatCompletions(pipeline, admission, http.max_body, http.heartbeat)
+    embeddings = Embeddings(pipeline, admission, http.max_body, http.heartbeat)
     mounted: dict[str, ASGIApp] = {}
     if settings.graphql.enabled:
         from llmg.doors.graphql.app import make_graphql  # brings strawberry along
@@ -71,27 +69,29 @@ def _rest(
         mounted["/graphql"] = make_graphql(
             pipeline=pipeline,
             models=models,
-            clock=clock,
-            ids=ids,
-            observer=observer,
+            admission=admission,
             introspection=settings.graphql.introspection,
             transports=HTTP_TRANSPORTS,
             max_body=http.max_body,
             heartbeat=http.heartbeat,
         )
     return make_door(
-        chat=chat, embeddings=embeddings, models=models, version=version, draining=draining, mounted=mounted
+        chat=chat,
+        embeddings=embeddings,
+        models=models,
+        admission=admission,
+        version=version,
+        draining=draining,
+        mounted=mounted,
     )
 
 
-def _grpc(
-    settings: Settings, pipeline: Provider, clock: Clock, ids: Ids, observer: Observer, models: service.Models
-) -> Any:
+def _grpc(settings: Settings, pipeline: Provider, admission: Admission, models: service.Models) -> Any:
     from llmg.doors.grpc.server import GrpcServer  # brings grpc along
     from llmg.doors.grpc.services import Inference
 
     return GrpcServer(
-        Inference(pipeline, clock, ids, observer),
+        Inference(pipeline, admission),
         models,
         max_message=settings.grpc.max_message,
         reflection=settings.grpc.reflection,
@@ -115,5 +115,7 @@ class Container(containers.DeclarativeContainer):
     models = providers.Singleton(_models, needs, clock)
     pipeline = providers.Singleton(Router, models, clock)
     model_service = providers.Singleton(_model_service, models)
-    rest = providers.Singleton(_rest, settings, pipeline, clock, ids, observer, model_service, draining)
-    grpc = providers.Singleton(_grpc, settings, pipeline, clock, ids, observer, model_service)
+    keys = providers.Singleton(_keys, settings)
+    admission = providers.Singleton(Admission, keys, clock, ids, observer)
+    rest = providers.Singleton(_rest, settings, pipeline, admission, model_service, draining)
+    grpc = providers.Singleton(_grpc, settings, pipeline, admission, model_service)

@@ -18,7 +18,7 @@ from llmg.boot.container import Container
 from llmg.boot.settings import BackendProvider, Settings
 from llmg.boot.system import SystemClock
 from llmg.boot.version import version
-from llmg.doors.rest.server import HttpServer
+from llmg.doors.http.server import HttpServer
 from llmg.ports import Launcher
 
 log = structlog.get_logger("llmg.serve")

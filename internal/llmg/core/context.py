@@ -74,3 +74,13 @@ class Context(Struct, kw_only=True):
     session: str | None = None
     trail: list[Attempt] = []
     observer: Any = SILENT
+
+    @property
+    def route(self) -> str:
+        """The last target tried, fit for a header: printable ASCII, 512 characters at most; empty before any was."""
+        if not self.trail:
+            return ""
+        name = self.trail[-1].route
+        if not (name.isascii() and name.isprintable()):  # clients make names up, too
+            name = "".join([char if " " <= char <= "~" else "?" for char in name])
+        return name[:512]

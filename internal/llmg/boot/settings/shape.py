@@ -90,6 +90,12 @@ def _key(value: SecretStr | None) -> SecretStr | None:
     return _header_value(value) if value else None
 
 
+def _api_key(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[\x21-\x7e]{16,256}", value.get_secret_value()):
+        raise Expected("a key of 16 to 256 printable ASCII characters without spaces")
+    return value
+
+
 def _number_or_text(minimum: str, pattern: str) -> WithJsonSchema:
     number: dict[str, Any] = {"type": "number", minimum: 0}
     return WithJsonSchema({"anyOf": [number, {"type": "string", "pattern": pattern}]})
@@ -127,6 +133,7 @@ ModelName = Annotated[str, AfterValidator(_model_name)]
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 HeaderValue = Annotated[SecretStr, AfterValidator(_header_value)]
 Key = Annotated[SecretStr | None, AfterValidator(_key)]
+ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -370,6 +377,11 @@ class Settings(BaseSettings):
     http: Http = Field(default=Http(), description="The HTTP server.")
     grpc: Grpc = Field(default=Grpc(), description="The gRPC server.")
     graphql: GraphQL = Field(default=GraphQL(), description="GraphQL, at /graphql of the HTTP server.")
+    keys: dict[ProviderName, ApiKey] = Field(
+        default={},
+        description="The API keys that clients must show, by a name of your choice. Write ${VARIABLE}, not the key "
+        "itself. Without any, everybody may ask.",
+    )
     log: Log = Field(default=Log(), description="What is logged, and how.")
     server: Server = Field(default=Server(), description="The gateway's processes.")
     providers: dict[ProviderName, Provider] = Field(

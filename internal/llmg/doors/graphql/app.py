@@ -7,12 +7,12 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llmg.core.context import Observer
 from llmg.doors.graphql.exchange import STREAMS, Exchange, Options
 from llmg.doors.graphql.limits import Limits
 from llmg.doors.graphql.schema import DEFAULT_LIMITS, Gateway, Schema, make_schema
 from llmg.doors.graphql.sockets import PROTOCOLS, Sockets
-from llmg.ports import Clock, Ids, Provider
+from llmg.ports import Provider
+from llmg.services.admission import Admission
 from llmg.services.models import Models
 
 TRANSPORTS: Final = frozenset({*STREAMS, *PROTOCOLS})
@@ -39,9 +39,7 @@ def make_graphql(
     *,
     pipeline: Provider,
     models: Models,
-    clock: Clock,
-    ids: Ids,
-    observer: Observer,
+    admission: Admission,
     introspection: bool = True,
     transports: Collection[str] = TRANSPORTS,
     max_depth: int = DEFAULT_LIMITS.depth,
@@ -60,7 +58,7 @@ def make_graphql(
     which one is sent; `init_timeout`: seconds for a WebSocket's connection_init. `origins`: other origins whose pages
     may open a WebSocket here.
     """
-    gateway = Gateway(pipeline, models, clock, ids, observer)
+    gateway = Gateway(pipeline, models, admission)
     schema = make_schema(Limits(max_depth, max_aliases, max_tokens), introspection=introspection)
     options = Options(max_body=max_body, heartbeat=heartbeat, streams=STREAMS & frozenset(transports))
     sockets = Sockets(

@@ -24,8 +24,8 @@ from strawberry.types.graphql import OperationType
 
 from llmg.core.errors import Failure, Kind, internal, invalid
 from llmg.doors.graphql import errors
-from llmg.doors.graphql.leaving import Leaving
 from llmg.doors.graphql.schema import Asking, Gateway, Schema
+from llmg.doors.http.leaving import Leaving
 
 JSON: Final = "application/json"
 RESPONSE: Final = "application/graphql-response+json"
@@ -40,8 +40,6 @@ _STREAM_TYPES: Final = {
 }
 # A page of another origin can't send these without asking first (a CORS preflight), which nobody here allows.
 _PREFLIGHTED: Final = (b"apollo-require-preflight", b"x-apollo-operation-name", b"graphql-require-preflight")
-_REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}\Z")
-_LONGEST_ROUTE: Final = 512
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,10 +62,9 @@ class Exchange:
         self._schema = schema
         self._options = options
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        given = self.headers.get(b"x-request-id", b"")
-        self.request_id = given.decode() if _REQUEST_ID.match(given) else gateway.request_id()
-        trace = self.headers.get(b"traceparent")
-        self._asking = Asking(gateway, self.request_id, None if trace is None else trace.decode("latin-1"))
+        self._admission = gateway.admission
+        self.request_id = self._admission.request_id(self._header(b"x-request-id"))
+        self._asking = Asking(gateway, self.request_id, self._header(b"traceparent"))
         self._leaving = Leaving(scope, receive)
         self._accepted = accepted(self.headers.get(b"accept", b"").decode("latin-1"), options.streams)
         self._started = False
@@ -89,7 +86,12 @@ class Exchange:
         finally:
             self._leaving.done()
 
+    def _header(self, name: bytes) -> str | None:
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
     async def _answer(self) -> None:
+        self._asking.principal = self._admission.principal(self._header(b"authorization"), self._header(b"x-api-key"))
         method = self._scope["method"]
         if method == "POST":
             operation, allowed = await self._posted(), _ALL
@@ -180,6 +182,8 @@ class Exchange:
         kind = self._accepted if self._accepted not in STREAMS else JSON
         body = msgspec.json.encode(self._refusal(failure))
         more = [(b"allow", b"GET, POST")] if failure.kind is Kind.METHOD_NOT_ALLOWED else []
+        if failure.kind is Kind.UNAUTHENTICATED:
+            more.append((b"www-authenticate", b"Bearer"))
         if failure.kind is Kind.REQUEST_TOO_LARGE:
             more.append((b"connection", b"close"))  # the rest of the body is not read
         status = errors.CODES[failure.kind][1]
@@ -193,9 +197,9 @@ class Exchange:
         """The status line and the headers."""
         self._started = True
         own = [(b"content-type", kind), (b"vary", b"accept"), (b"x-request-id", self.request_id.encode()), *more]
-        if self._asking.trail:
-            route = "".join([c if " " <= c <= "~" else "?" for c in self._asking.trail[-1].route[:_LONGEST_ROUTE]])
-            own += [(b"x-llmg-route", route.encode()), (b"x-llmg-attempts", b"%d" % len(self._asking.trail))]
+        last = self._asking.last
+        if last is not None and last.trail:
+            own += [(b"x-llmg-route", last.route.encode()), (b"x-llmg-attempts", b"%d" % len(last.trail))]
         await self._send({"type": "http.response.start", "status": status, "headers": own})
 
     async def write(self, data: bytes, *, more: bool = True) -> None:

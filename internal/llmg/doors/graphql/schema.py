@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import strawberry
 from graphql import GraphQLError
@@ -13,7 +13,7 @@ from strawberry.schema.config import StrawberryConfig
 from strawberry.types.execution import ExecutionContext
 
 from llmg.core.assemble import Answer, assemble
-from llmg.core.context import Context, Observer
+from llmg.core.context import ANONYMOUS, Context
 from llmg.core.errors import Failure, internal
 from llmg.core.events import Batch
 from llmg.core.request import Request
@@ -32,36 +32,18 @@ from llmg.doors.graphql.outputs import (
     encode_model,
 )
 from llmg.doors.graphql.scalars import SCALARS
-from llmg.ports import Clock, Ids, Provider
+from llmg.ports import Provider
+from llmg.services.admission import Admission
 from llmg.services.models import Models
 
 
 class Gateway:
     """What resolvers ask: the pipeline and the use cases."""
 
-    def __init__(self, pipeline: Provider, models: Models, clock: Clock, ids: Ids, observer: Observer) -> None:
+    def __init__(self, pipeline: Provider, models: Models, admission: Admission) -> None:
         self.pipeline = pipeline
         self.models = models
-        self._clock = clock
-        self._ids = ids
-        self._observer = observer
-
-    def context(self, request_id: str | None, traceparent: str | None) -> Context:
-        """A context for one operation of the pipeline. Without a request id it gets one of its own."""
-        new = self._ids.new()
-        return Context(
-            id=new,
-            request_id=request_id or self.request_id(new),
-            door="graphql",
-            created=int(self._clock.time()),
-            traceparent=traceparent,
-            trail=[],
-            observer=self._observer,
-        )
-
-    def request_id(self, new: str | None = None) -> str:
-        """An id for a request that brought none."""
-        return f"req_{(new or self._ids.new())[:24]}"
+        self.admission = admission
 
     async def whole(self, request: Request, context: Context) -> Answer:
         """The assembled answer."""
@@ -75,20 +57,23 @@ class Gateway:
 class Asking:
     """Who asks: one HTTP request, or one WebSocket connection, whose operations have request ids of their own."""
 
-    __slots__ = ("connection_params", "gateway", "request_id", "traceparent", "trail")
+    __slots__ = ("connection_params", "gateway", "last", "principal", "request_id", "traceparent")
 
     def __init__(self, gateway: Gateway, request_id: str | None, traceparent: str | None) -> None:
         self.gateway = gateway
         self.request_id = request_id
         self.traceparent = traceparent
-        self.trail: list[Any] = []  # of the last operation; what it tried
+        self.principal = ANONYMOUS
+        self.last: Context | None = None  # of the last operation
         self.connection_params: object = None  # strawberry sets it, with connection_init's payload
 
     @contextmanager
     def answering(self) -> Iterator[Context]:
         """A context for one operation; failures inside become GraphQL's errors."""
-        context = self.gateway.context(self.request_id, self.traceparent)
-        self.trail = context.trail
+        admission = self.gateway.admission
+        request_id = self.request_id or admission.request_id()
+        context = admission.context("graphql", request_id, self.principal, traceparent=self.traceparent)
+        self.last = context
         try:
             yield context
         except Failure as failure:
@@ -180,7 +165,7 @@ class Schema(strawberry.Schema):
         asking = None if execution_context is None else execution_context.context
         request_id = asking.request_id if isinstance(asking, Asking) else None
         if request_id is None and isinstance(asking, Asking):
-            request_id = asking.gateway.request_id()
+            request_id = asking.gateway.admission.request_id()
         for error in errors_:
             errors.settle(error, request_id or "")
 

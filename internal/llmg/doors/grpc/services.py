@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import Any, Final
@@ -13,7 +12,7 @@ import grpc
 import structlog
 
 from llmg.core.assemble import assemble
-from llmg.core.context import Context, Observer
+from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind, internal
 from llmg.core.events import Batch
 from llmg.core.request import Request
@@ -22,13 +21,13 @@ from llmg.gatewayapi.v1 import chat_pb2, embeddings_pb2, models_pb2
 from llmg.gatewayapi.v1.chat_pb2_grpc import ChatServiceServicer
 from llmg.gatewayapi.v1.embeddings_pb2_grpc import EmbeddingServiceServicer
 from llmg.gatewayapi.v1.models_pb2_grpc import ModelServiceServicer
-from llmg.ports import Clock, Ids, Provider
+from llmg.ports import Provider
+from llmg.services.admission import Admission
 from llmg.services.models import Model, Models
 from llmg.wire.gateway import EventEncoder, decode_chat, decode_embed, encode_answer, encode_embeddings
 
 log = structlog.get_logger("llmg.grpc")
 
-_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}\Z")
 _PAGES: Final = 1000  # models at the most in one page
 _IN_CHAT: Final = MappingProxyType({"model": "chat.model"})
 _IN_GET_MODEL: Final = MappingProxyType({"model": "id"})
@@ -39,30 +38,27 @@ Call = grpc.aio.ServicerContext[Any, Any]
 class Inference:
     """What the services of inference share: the pipeline, a context per call, failures as statuses."""
 
-    def __init__(self, pipeline: Provider, clock: Clock, ids: Ids, observer: Observer) -> None:
+    def __init__(self, pipeline: Provider, admission: Admission, door: str = "grpc") -> None:
+        self._door = door
         self._pipeline = pipeline
-        self._clock = clock
-        self._ids = ids
-        self._observer = observer
+        self._admission = admission
         self._calls: set[asyncio.Task[Any]] = set()
         self._cut: set[asyncio.Task[Any]] = set()
 
     def context(self, call: Call) -> Context:
-        """The context of a call: its deadline, request id and trace parent."""
-        given = {key: value for key, value in _metadata(call) if isinstance(value, str)}
-        asked = given.get("x-request-id", "")
-        remaining: float | None = call.time_remaining()
-        new = self._ids.new()
-        return Context(
-            id=new,
-            request_id=asked if _REQUEST_ID.match(asked) else f"req_{new[:24]}",
-            door="grpc",
-            created=int(self._clock.time()),
-            deadline=None if remaining is None else self._clock.monotonic() + remaining,
+        """The context of a call, of nobody yet: its deadline, request id and trace parent."""
+        given = _metadata(call)
+        return self._admission.context(
+            self._door,
+            self._admission.request_id(given.get("x-request-id")),
             traceparent=given.get("traceparent"),
-            trail=[],
-            observer=self._observer,
+            remaining=call.time_remaining(),
         )
+
+    def admit(self, call: Call, context: Context) -> None:
+        """Finds out who calls. Raises Failure (unauthenticated)."""
+        given = _metadata(call)
+        context.principal = self._admission.principal(given.get("authorization"), given.get("x-api-key"))
 
     def open(self, request: Request, context: Context) -> Any:
         """The answer's events."""
@@ -80,7 +76,7 @@ class Inference:
     async def failing(
         self, call: Call, context: Context, names: Mapping[str, str] = MappingProxyType({})
     ) -> AsyncIterator[None]:
-        """Failures inside end the call with their status; a call that ends well says which way it went.
+        """Lets the caller in. Failures inside end the call with their status; one that ends well says its way.
 
         `names` are the message's own for fields of the request that it has elsewhere.
         """
@@ -88,6 +84,7 @@ class Inference:
         assert task is not None
         self._calls.add(task)
         try:
+            self.admit(call, context)
             yield
         except Failure as failure:
             await self._abort(call, context, failure, names.get(failure.param or "", failure.param))
@@ -121,17 +118,16 @@ class Inference:
         await abort(call, failure, field, trailing(context))
 
 
-def _metadata(call: Call) -> Iterable[tuple[str, str | bytes]]:
+def _metadata(call: Call) -> dict[str, str]:
     given: Any = call.invocation_metadata()
-    return given or ()
+    return {key: value for key, value in given or () if isinstance(value, str)}
 
 
 def trailing(context: Context) -> Metadata:
     """The request's id, which target answered, and after how many tries where it was not the first."""
     out = [("x-request-id", context.request_id)]
     if context.trail:
-        route = "".join([char if " " <= char <= "~" else "?" for char in context.trail[-1].route[:512]])
-        out.append(("x-llmg-route", route))
+        out.append(("x-llmg-route", context.route))
     if len(context.trail) > 1:
         out.append(("x-llmg-attempts", str(len(context.trail))))
     return tuple(out)

@@ -11,7 +11,8 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmg.core.errors import Failure, Kind
-from llmg.doors.rest.exchange import Endpoint, Exchange
+from llmg.doors.rest.exchange import Endpoint, Exchange, Guarded
+from llmg.services.admission import Admission
 from llmg.services.models import Model, Models
 
 PATHS = ("/v1/chat/completions", "/v1/embeddings", "/v1/models", "/healthz", "/readyz", "/version")
@@ -49,26 +50,30 @@ class Version(Endpoint):
         await exchange.answer(200, msgspec.json.encode(self._version()))
 
 
-class ListModels(Endpoint):
+class ListModels(Guarded):
     """`GET /v1/models`."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, admission: Admission) -> None:
+        super().__init__(admission)
         self._models = models
 
     async def handle(self, exchange: Exchange) -> None:
         """See Endpoint."""
+        self.admit(exchange)
         data = [_model(model) for model in self._models.list()]
         await exchange.answer(200, msgspec.json.encode({"object": "list", "data": data}))
 
 
-class GetModel(Endpoint):
+class GetModel(Guarded):
     """`GET /v1/models/{id}`; an id may hold slashes."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, admission: Admission) -> None:
+        super().__init__(admission)
         self._models = models
 
     async def handle(self, exchange: Exchange) -> None:
         """See Endpoint."""
+        self.admit(exchange)
         model = self._models.get(exchange.scope["path_params"]["id"])
         await exchange.answer(200, msgspec.json.encode(_model(model)))
 
@@ -121,6 +126,7 @@ def make_door(
     chat: ASGIApp,
     embeddings: ASGIApp,
     models: Models,
+    admission: Admission,
     version: Callable[[], dict[str, str]],
     draining: Callable[[], bool],
     mounted: Mapping[str, ASGIApp] | None = None,
@@ -129,10 +135,10 @@ def make_door(
     exact: dict[str, ASGIApp] = {
         "/v1/chat/completions": chat,
         "/v1/embeddings": embeddings,
-        "/v1/models": ListModels(models),
+        "/v1/models": ListModels(models, admission),
         "/healthz": Health(),
         "/readyz": Ready(draining),
         "/version": Version(version),
         **(mounted or {}),
     }
-    return Door(exact, {"/v1/models/{id:path}": GetModel(models)})
+    return Door(exact, {"/v1/models/{id:path}": GetModel(models, admission)})

@@ -1,10 +1,4 @@
-"""One HTTP request at this door: its body, the way out, and who notices that the client has left.
-
-Starlette's and uvicorn's own means do not: a handler is never cancelled when its client leaves, and a `send` to nobody
-returns as if nothing were. Our server offers an ASGI extension, `GONE`: a set of callbacks, called when the connection
-is lost. On another server a task watches `receive()` instead, started only when the answer is not there at once.
-Either cancels the request's task.
-"""
+"""One HTTP request at this door: its body, and the way out."""
 
 from __future__ import annotations
 
@@ -13,15 +7,17 @@ import os
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from math import ceil
-from typing import Final
 
 import structlog
 from starlette.types import Receive, Scope, Send
 
+from llmg.core.context import Principal
 from llmg.core.errors import Failure, Kind, internal
+from llmg.doors.http.leaving import Leaving
+from llmg.services.admission import Admission
 from llmg.wire.openai.errors import STATUS, encode_error
 
 log = structlog.get_logger("llmg.rest")
@@ -29,29 +25,14 @@ log = structlog.get_logger("llmg.rest")
 Headers = Sequence[tuple[bytes, bytes]]
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}\Z")
-GONE: Final = "llmg.gone"
 # Names, not secrets: one seed from the system instead of a system call each.
 _random = partial(random.Random(os.urandom(32)).getrandbits, 96)
-_WATCH_AFTER: Final = 0.002  # seconds
 
 
 class Exchange:
     """The request of one ASGI call, and its answer."""
 
-    __slots__ = (
-        "_callbacks",
-        "_done",
-        "_receive",
-        "_send",
-        "_task",
-        "_timer",
-        "_watcher",
-        "headers",
-        "left",
-        "request_id",
-        "scope",
-        "started",
-    )
+    __slots__ = ("_leaving", "_receive", "_send", "headers", "request_id", "scope", "started")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -61,12 +42,12 @@ class Exchange:
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given.decode() if _REQUEST_ID.match(given) else f"req_{_random():024x}"
         self.started = False
-        self.left = False
-        self._done = False
-        self._task: asyncio.Task[object] | None = None
-        self._callbacks: set[Callable[[], None]] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._leaving = Leaving(scope, receive)
+
+    def header(self, name: bytes) -> str | None:
+        """One of the request's; its name in lower case."""
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin-1")
 
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises Failure (request_too_large, cancelled)."""
@@ -83,7 +64,7 @@ class Exchange:
         size = 0
         while True:
             if message["type"] == "http.disconnect":
-                self.left = True
+                self._leaving.left = True
                 raise Failure(Kind.CANCELLED, "the client left before its request was complete")
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
@@ -95,37 +76,16 @@ class Exchange:
 
     def watch(self) -> None:
         """From here on, the client's leaving cancels this task."""
-        self._task = asyncio.current_task()
-        extensions = self.scope.get("extensions")
-        if extensions is not None and GONE in extensions:
-            self._callbacks = extensions[GONE]
-            self._callbacks.add(self._gone)
-            return
-        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER, self._start_watching)
-
-    def _start_watching(self) -> None:
-        if not self._done:
-            self._watcher = asyncio.get_running_loop().create_task(self._watch())
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._gone()
-
-    def _gone(self) -> None:
-        if not self._done and self._task is not None:
-            self.left = True
-            self._task.cancel()
+        self._leaving.watch()
 
     def done(self) -> None:
-        """The answer is out, or nobody waits for it: the watcher goes."""
-        self._done = True
-        if self._callbacks is not None:
-            self._callbacks.discard(self._gone)
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
+        """The answer is out, or nobody waits for it."""
+        self._leaving.done()
+
+    @property
+    def left(self) -> bool:
+        """Has the client gone?"""
+        return self._leaving.left
 
     async def start(self, status: int, headers: Headers) -> None:
         """The status line and the headers."""
@@ -147,6 +107,8 @@ class Exchange:
         """A failure before the first byte of an answer, with `more` headers."""
         status, _ = STATUS[failure.kind]
         headers = list(more)
+        if failure.kind is Kind.UNAUTHENTICATED:
+            headers.append((b"www-authenticate", b"Bearer"))
         if failure.retry_after is not None:
             headers.append((b"retry-after", b"%d" % ceil(failure.retry_after)))
         if failure.kind in (Kind.REQUEST_TOO_LARGE, Kind.CLIENT_TIMEOUT):
@@ -211,3 +173,14 @@ class Endpoint(ABC):
     @abstractmethod
     async def handle(self, exchange: Exchange) -> None:
         """Answers one request, or raises Failure."""
+
+
+class Guarded(Endpoint):
+    """An application that asks who is there."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def admit(self, exchange: Exchange) -> Principal:
+        """Who it is. Raises Failure (unauthenticated)."""
+        return self._admission.principal(exchange.header(b"authorization"), exchange.header(b"x-api-key"))

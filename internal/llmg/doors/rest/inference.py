@@ -8,12 +8,13 @@ from functools import partial
 from typing import Final
 
 from llmg.core.assemble import assemble
-from llmg.core.context import Context, Observer
+from llmg.core.context import Context, Principal
 from llmg.core.errors import Failure, Kind, internal
 from llmg.core.events import Batch, Whole
 from llmg.core.request import Chat, Embed, Request
-from llmg.doors.rest.exchange import Endpoint, Exchange
-from llmg.ports import Clock, Ids, Provider
+from llmg.doors.rest.exchange import Exchange, Guarded
+from llmg.ports import Provider
+from llmg.services.admission import Admission
 from llmg.wire import sse
 from llmg.wire.openai import DIALECT
 from llmg.wire.openai.answers import encode_answer
@@ -28,40 +29,28 @@ _EVENT_STREAM: Final = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
-_LONGEST_ROUTE: Final = 512
 _HEARTBEAT: Final = sse.comment(b"heartbeat")
 
 
-class Inference(Endpoint):
+class Inference(Guarded):
     """What both have in common: the pipeline, and one context a request."""
 
     methods = frozenset({"POST"})
 
-    def __init__(
-        self, pipeline: Provider, clock: Clock, ids: Ids, observer: Observer, max_body: int, heartbeat: float
-    ) -> None:
+    def __init__(self, pipeline: Provider, admission: Admission, max_body: int, heartbeat: float) -> None:
         """`max_body` in bytes, `heartbeat` in seconds."""
+        super().__init__(admission)
         self._pipeline = pipeline
-        self._clock = clock
-        self._ids = ids
-        self._observer = observer
         self._max_body = max_body
         self._heartbeat = heartbeat
 
-    def _context(self, exchange: Exchange) -> Context:
-        trace = exchange.headers.get(b"traceparent")
-        return Context(
-            id=self._ids.new(),
-            request_id=exchange.request_id,
-            door="rest",
-            created=int(self._clock.time()),
-            traceparent=None if trace is None else trace.decode("latin-1"),
-            trail=[],
-            observer=self._observer,
-        )
+    def _context(self, exchange: Exchange, principal: Principal) -> Context:
+        trace = exchange.header(b"traceparent")
+        return self._admission.context("rest", exchange.request_id, principal, traceparent=trace)
 
-    async def _whole(self, exchange: Exchange, request: Request, encode: Callable[[Batch, Context], bytes]) -> None:
-        context = self._context(exchange)
+    async def _whole(
+        self, exchange: Exchange, request: Request, context: Context, encode: Callable[[Batch, Context], bytes]
+    ) -> None:
         exchange.watch()
         events: Batch = ()
         async with self._pipeline.open(request, context) as batches:
@@ -75,15 +64,15 @@ class ChatCompletions(Inference):
 
     async def handle(self, exchange: Exchange) -> None:
         """See Endpoint."""
+        principal = self.admit(exchange)
         asked = decode_chat(await exchange.body(self._max_body))
-        chat = asked.chat
+        chat, context = asked.chat, self._context(exchange, principal)
         if chat.stream:
-            await self._stream(exchange, chat, ChunkEncoder(chat.model, asked.include_usage))
+            await self._stream(exchange, chat, context, ChunkEncoder(chat.model, asked.include_usage))
         else:
-            await self._whole(exchange, chat, partial(_chat_answer, chat.model))
+            await self._whole(exchange, chat, context, partial(_chat_answer, chat.model))
 
-    async def _stream(self, exchange: Exchange, chat: Chat, encoder: ChunkEncoder) -> None:
-        context = self._context(exchange)
+    async def _stream(self, exchange: Exchange, chat: Chat, context: Context, encoder: ChunkEncoder) -> None:
         stream = _EventStream(exchange, context, self._heartbeat)
         exchange.watch()
         try:
@@ -109,8 +98,9 @@ class Embeddings(Inference):
 
     async def handle(self, exchange: Exchange) -> None:
         """See Endpoint."""
+        principal = self.admit(exchange)
         embed: Embed = decode_embed(await exchange.body(self._max_body))
-        await self._whole(exchange, embed, partial(_embeddings_answer, embed))
+        await self._whole(exchange, embed, self._context(exchange, principal), partial(_embeddings_answer, embed))
 
 
 def _chat_answer(model: str, events: Batch, context: Context) -> bytes:
@@ -192,11 +182,7 @@ class _EventStream:
 
 def _route(context: Context) -> list[tuple[bytes, bytes]]:
     """Where the answer comes from, and after how many tries."""
-    trail = context.trail
-    if not trail:
+    if not context.trail:
         return []
-    name = trail[-1].route
-    if not (name.isascii() and name.isprintable()):  # clients make names up, too
-        name = "".join([char if " " <= char <= "~" else "?" for char in name])
-    route = (b"x-llmg-route", name[:_LONGEST_ROUTE].encode())
-    return [route] if len(trail) == 1 else [route, (b"x-llmg-attempts", b"%d" % len(trail))]
+    route = (b"x-llmg-route", context.route.encode())
+    return [route] if len(context.trail) == 1 else [route, (b"x-llmg-attempts", b"%d" % len(context.trail))]

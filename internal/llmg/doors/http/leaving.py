@@ -1,7 +1,8 @@
 """Who notices that an HTTP client has left: its request's task is cancelled.
 
-Our server offers an ASGI extension, a set of callbacks that are called when the connection is lost. On another server
-a task watches `receive()`, started only when the answer is not there at once.
+Starlette's and uvicorn's own means do not: a handler is never cancelled when its client leaves, and a `send` to nobody
+returns as if nothing were. Our server offers an ASGI extension, a set of callbacks that are called when the connection
+is lost. On another server a task watches `receive()`, started only when the answer is not there at once.
 """
 
 from __future__ import annotations

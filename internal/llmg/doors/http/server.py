@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from llmg.core.errors import Failure, Kind
-from llmg.doors.rest.exchange import GONE
+from llmg.doors.http.leaving import GONE
 from llmg.wire.openai.errors import STATUS, encode_error
 
 # Seconds that an idle connection has for one request more when the server drains, and a client that is still sending

@@ -1,0 +1,87 @@
+"""What every door does before it asks: who is it, and under which ids does the request run?"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from llmg.core.context import ANONYMOUS, Context, Observer, Principal
+from llmg.core.errors import Failure, Kind
+from llmg.ports import Authenticator, Clock, Ids
+
+_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}\Z")
+
+
+class Keys:
+    """API keys, by name. Without any, everybody is let in, as nobody."""
+
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        """The key of each name; only its SHA-256 is kept."""
+        self._principals = {_digest(key): Principal(key_id=name) for name, key in keys.items()}
+
+    def authenticate(self, key: str | None, /) -> Principal:
+        """See Authenticator."""
+        if not self._principals:
+            return ANONYMOUS
+        if not key:
+            words = "an API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+            raise Failure(Kind.UNAUTHENTICATED, words)
+        principal = self._principals.get(_digest(key))
+        if principal is None:
+            raise Failure(Kind.UNAUTHENTICATED, "the API key is not valid")
+        return principal
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+def bearer(authorization: str | None, api_key: str | None) -> str | None:
+    """The key that a client shows in its headers. A scheme other than Bearer (RFC 6750) is no key of ours."""
+    if authorization is not None:
+        scheme, _, credentials = authorization.partition(" ")
+        if scheme.lower() == "bearer":
+            return credentials.strip() or api_key
+    return api_key
+
+
+class Admission:
+    """Lets requests in, the same way at each door."""
+
+    def __init__(self, authenticator: Authenticator, clock: Clock, ids: Ids, observer: Observer) -> None:
+        self._authenticator = authenticator
+        self._clock = clock
+        self._ids = ids
+        self._observer = observer
+
+    def principal(self, authorization: str | None, api_key: str | None) -> Principal:
+        """Who shows these headers (`authorization`, `x-api-key`). Raises Failure (unauthenticated)."""
+        return self._authenticator.authenticate(bearer(authorization, api_key))
+
+    def request_id(self, asked: str | None = None) -> str:
+        """The client's own (`x-request-id`) where it has one that can be repeated to it, else a new one."""
+        return asked if asked and _REQUEST_ID.match(asked) else f"req_{self._ids.new()[:24]}"
+
+    def context(
+        self,
+        door: str,
+        request_id: str,
+        principal: Principal = ANONYMOUS,
+        *,
+        traceparent: str | None = None,
+        remaining: float | None = None,
+    ) -> Context:
+        """The context of one request. `remaining`: seconds to its deadline."""
+        return Context(
+            id=self._ids.new(),
+            request_id=request_id,
+            door=door,
+            created=int(self._clock.time()),
+            principal=principal,
+            deadline=None if remaining is None else self._clock.monotonic() + remaining,
+            traceparent=traceparent,
+            trail=[],
+            observer=self._observer,
+        )
