@@ -24,6 +24,12 @@ MARK = "TEST_MARK"
 STARTED_WITHIN = 60.0  # seconds
 
 
+def at(url: str) -> tuple[str, int]:
+    """Host and port of a URL."""
+    host, _, port = url.partition("://")[2].rpartition(":")
+    return host, int(port)
+
+
 class Served(Gateway):
     """`llmg serve` in a process of its own, and its log as it comes."""
 
@@ -68,8 +74,8 @@ class Served(Gateway):
     async def ready(self, count: int) -> None:
         """Waits until so many processes serve."""
         entries = await self.said("ready", count, STARTED_WITHIN)
-        host, _, port = entries[0]["address"].removeprefix("http://").rpartition(":")
-        self.address = (host, int(port))
+        if "address" in entries[0]:
+            self.address = at(entries[0]["address"])
         self.grpc_address = entries[0].get("grpc_address", "")
 
     def tell(self, number: signal.Signals) -> None:

@@ -181,7 +181,7 @@ async def test_readyz_says_no_while_it_drains(serve: Serve) -> None:
         await gateway.ask("GET", "/healthz")
         gateway.tell(signal.SIGTERM)
         await gateway.said("draining")
-        await client.send(b"Host: test\r\n\r\n")
+        await client.send(b"Host: localhost\r\n\r\n")
         response = await client.response()
         assert response.status == 503
         assert response.error["code"] == "shutting_down"

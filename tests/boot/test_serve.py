@@ -52,7 +52,7 @@ async def test_it_says_what_it_is(serve: Serve) -> None:
 
 def test_where_it_listens() -> None:
     with listen(("127.0.0.1", 0), 16) as listener:
-        assert at(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert at(listener, Settings()) == f"http://127.0.0.1:{listener.getsockname()[1]}"
         assert not listener.getblocking()
 
 

@@ -244,14 +244,25 @@ def test_variables_that_say_nothing(cwd: Path, env: Env) -> None:
     assert read(cwd, "", env) == Settings()
 
 
+KNOWN = "http, grpc, rest, websocket, gateway, graphql, keys, log, server, providers, models"
 BAD_VARIABLES = [
     ("LLMG_HTTP__SERVER_ADR", "x", "http.server_adr", "did you mean `LLMG_HTTP__SERVER_ADDR`?"),
     ("LLMG_HTPP__SERVER_ADDR", "x", "htpp", "did you mean `LLMG_HTTP__SERVER_ADDR`?"),
     ("LLMG_HTPP__SERVER_ADR", "x", "htpp", "did you mean `LLMG_HTTP__SERVER_ADDR`?"),
     ("LLMG_PROVIDERS__MY_AI__APIKEY", "x", "providers.My-AI.apikey", "did you mean `LLMG_PROVIDERS__MY_AI__API_KEY`?"),
     ("LLMG_HTTP_SERVER_ADDR", "x", "", "did you mean `LLMG_HTTP__SERVER_ADDR`?"),
-    ("LLMG_ZZZ__Q", "x", "zzz", "known: http, grpc, graphql, keys, log, server, providers, models, models_dir"),
-    ("LLMG___X", "x", '[""]', "known: http, grpc, graphql, keys, log, server, providers, models, models_dir"),
+    (
+        "LLMG_ZZZ__Q",
+        "x",
+        "zzz",
+        f"known: {KNOWN}, models_dir",
+    ),
+    (
+        "LLMG___X",
+        "x",
+        '[""]',
+        f"known: {KNOWN}, models_dir",
+    ),
     ("LLMG_HTTP", "127.0.0.1", "http", "set LLMG_HTTP"),
     ("LLMG_HTTP", "[1]", "http", "set LLMG_HTTP"),
     ("LLMG_MODELS__M__TARGETS", "{}", "models.m.targets", "set LLMG_MODELS__M__TARGETS"),
@@ -352,7 +363,12 @@ BAD = [
     (TARGETS % "wieght: 3", "models.fast.targets[1].wieght", "unknown key", "did you mean `weight`?"),
     ("htpp: {}", "htpp", "unknown key", "did you mean `http`?"),
     ("HTTP: {}", "HTTP", "unknown key", "did you mean `http`?"),
-    ("_env_file: x", "_env_file", "unknown key", "known: http, grpc, graphql, keys, log, server, providers, models"),
+    (
+        "_env_file: x",
+        "_env_file",
+        "unknown key",
+        f"known: {KNOWN}",
+    ),
     ("_secrets_dir: /nowhere", "_secrets_dir", "unknown key", "known: http"),
     ("http: {addr: x}", "http.addr", "unknown key", "did you mean `server_addr`?"),
     ("http: {server-addr: x}", "http.server-addr", "unknown key", "did you mean `server_addr`?"),
@@ -800,7 +816,7 @@ def test_the_example_is_the_default(cwd: Path) -> None:
 
 
 def test_the_example_shows_defaults_where_they_are_hidden(cwd: Path) -> None:
-    settings = read(cwd, uncommented(), {"OPENAI_API_KEY": "k"})
+    settings = read(cwd, uncommented(), {"OPENAI_API_KEY": "k", "MY_APP_KEY": "k" * 16})
     shown = openai(settings, "openai")
     assert shown == OpenAIProvider(kind="openai", base_url=shown.base_url, api_key=shown.api_key)
     assert settings.providers["running"] == BackendProvider(kind="backend", address="127.0.0.1:50051")
@@ -814,6 +830,10 @@ def test_the_example_shows_every_key() -> None:
     places = {
         "http": "Http",
         "grpc": "Grpc",
+        "rest": "Rest",
+        "websocket": "WebSocket",
+        "gateway": "Gateway",
+        "graphql": "GraphQL",
         "log": "Log",
         "server": "Server",
         "models.fast.timeouts": "TimeoutOverrides",

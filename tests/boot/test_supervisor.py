@@ -236,7 +236,7 @@ def test_a_worker_whose_supervisor_died_early_ends(settings: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         fd = listener.fileno()
         done = subprocess.run(
-            [sys.executable, "-m", "llmg.boot.worker", str(fd), ""],
+            [sys.executable, "-m", "llmg.boot.worker", "", f"http={fd}"],
             input=settings,
             pass_fds=(fd,),
             capture_output=True,
@@ -263,7 +263,7 @@ async def test_a_worker_that_can_not_be_started_is_tried_again(
     monkeypatch.setattr(subprocess, "Popen", popen)
     monkeypatch.setattr(supervisor, "_BACKOFF", (0.0, 0.0))
     settings = Settings(server={"workers": 1}, **ECHO)  # type: ignore[arg-type]
-    supervising = asyncio.create_task(supervisor.supervise(settings, listen(("127.0.0.1", 0), 16)))
+    supervising = asyncio.create_task(supervisor.supervise(settings, {"http": listen(("127.0.0.1", 0), 16)}))
     async with asyncio.timeout(PATIENCE):
         await started.wait()
         os.kill(os.getpid(), signal.SIGTERM)

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from llmg.core.context import SILENT
-from llmg.doors.rest.app import make_door
+from llmg.doors.rest.app import make_door, openai_routes
 from llmg.doors.rest.inference import ChatCompletions, Embeddings
 from llmg.services.admission import Admission, Keys
 from llmg.services.models import Models
@@ -31,12 +31,12 @@ async def plain(provider: Scripted) -> AsyncIterator[Gateway]:
     """The door before this provider, on uvicorn's own protocol."""
     admission = Admission(Keys({}), FakeClock(), CountingIds(), SILENT)
     door = make_door(
-        chat=ChatCompletions(provider, admission, 1 << 20, 10.0),
-        embeddings=Embeddings(provider, admission, 1 << 20, 10.0),
-        models=Models(list, lambda name: pytest.fail(name)),
-        admission=admission,
-        version=dict,
-        draining=lambda: False,
+        openai_routes(
+            chat=ChatCompletions(provider, admission, 1 << 20, 10.0),
+            embeddings=Embeddings(provider, admission, 1 << 20, 10.0),
+            models=Models(list, lambda name: pytest.fail(name)),
+            admission=admission,
+        )
     )
     config = Config(door, http="httptools", lifespan="off", log_config=None)
     config.load()

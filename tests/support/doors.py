@@ -16,10 +16,10 @@ from llmg.boot.serve import listen
 from llmg.boot.system import SystemClock
 from llmg.core.context import SILENT
 from llmg.core.errors import Failure, Kind
-from llmg.doors.grpc.server import GrpcServer
+from llmg.doors.grpc.server import GrpcServer, Limits
 from llmg.doors.grpc.services import Inference
 from llmg.doors.http.server import HttpServer
-from llmg.doors.rest.app import make_door
+from llmg.doors.rest.app import make_door, openai_routes
 from llmg.doors.rest.inference import ChatCompletions, Embeddings
 from llmg.gatewayapi.v1.chat_pb2_grpc import ChatServiceStub
 from llmg.gatewayapi.v1.embeddings_pb2_grpc import EmbeddingServiceStub
@@ -68,7 +68,7 @@ async def grpc_door(
 ) -> AsyncIterator[GrpcDoor]:
     """The gRPC door before this pipeline."""
     inference = Inference(pipeline, admission(keys))
-    server = GrpcServer(inference, models or some_models(), max_message=max_message, reflection=True)
+    server = GrpcServer(inference, models or some_models(), limits=Limits(message=max_message), reflection=True)
     address = f"127.0.0.1:{await server.start('127.0.0.1:0')}"
     try:
         async with grpc.aio.insecure_channel(address) as channel:
@@ -82,14 +82,10 @@ async def rest_door(pipeline: Provider, *, keys: Mapping[str, str] = {}) -> Asyn
     """The REST door before this pipeline."""
     let_in = admission(keys)
     made = (pipeline, let_in, 1 << 20, 10.0)
-    door = make_door(
-        chat=ChatCompletions(*made),
-        embeddings=Embeddings(*made),
-        models=some_models(),
-        admission=let_in,
-        version=dict,
-        draining=lambda: False,
+    openai = openai_routes(
+        chat=ChatCompletions(*made), embeddings=Embeddings(*made), models=some_models(), admission=let_in
     )
+    door = make_door(openai)
     server = HttpServer(
         door,
         max_headers=1 << 16,

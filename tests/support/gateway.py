@@ -75,7 +75,7 @@ async def in_process(config: Mapping[str, Any]) -> AsyncIterator[Gateway]:
     settings = Settings(**{"server": {"grace": "200ms"}, "grpc": {"enabled": False}, **config})
     listener = listen(("127.0.0.1", 0), 128)
     stop = asyncio.Event()
-    serving = asyncio.create_task(serve(settings, listener, None, stop))
+    serving = asyncio.create_task(serve(settings, {"http": listener}, None, stop))
     try:
         yield Gateway(listener.getsockname())
     finally:

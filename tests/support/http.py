@@ -50,7 +50,7 @@ def cut_events(body: bytes) -> list[str]:
 
 def request(method: str, path: str, body: bytes = b"", headers: Headers | None = None) -> bytes:
     """A request in bytes. A `Content-Length` is added where there is a body and none was given."""
-    given = {"Host": "test", **(headers or {})}
+    given = {"Host": "localhost", **(headers or {})}
     if body and not {"content-length", "transfer-encoding"} & {name.lower() for name in given}:
         given["Content-Length"] = str(len(body))
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items())]

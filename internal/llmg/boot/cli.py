@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -23,47 +24,75 @@ ConfigFile = Annotated[
 ]
 
 
+class Door(StrEnum):
+    """A protocol that is served."""
+
+    REST = "rest"
+    WEBSOCKET = "websocket"
+    GATEWAY = "gateway"
+    GRAPHQL = "graphql"
+    GRPC = "grpc"
+
+
 @app.command()
 def serve(
     config: ConfigFile = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Gateway processes (server.workers).")] = None,
+    door: Annotated[
+        list[Door] | None, typer.Option(help="Serve this protocol alone; may be repeated. Left out: all that are on.")
+    ] = None,
 ) -> None:
     """Serve until told to stop; SIGTERM lets requests in flight finish."""
     from contextlib import ExitStack
 
     import uvloop
 
-    from llmg.boot import build, logs
-    from llmg.boot.serve import run_alone
+    from llmg.boot import build, logs, tls
+    from llmg.boot.serve import run_alone, wanted
     from llmg.core.errors import Failure
 
-    settings = _load(config)
+    settings = _only(_load(config), door)
     if workers is not None:
-        settings = settings.model_copy(update={"server": settings.server.model_copy(update={"workers": workers})})
+        settings = _with(settings, "server", workers=workers)
     logs.configure(settings.log.level, settings.log.format)
     try:
         build.check(settings)
-    except Failure as failure:
-        _give_up(failure.message)
+        tls.check(settings)
+    except (Failure, tls.TlsError) as error:
+        _give_up(str(error))
+    places = wanted(settings)
+    if not places and not settings.grpc.enabled:
+        _give_up("there is nothing to serve: every protocol is off", 2)
     with ExitStack() as held:
-        listener = held.enter_context(_listener(settings))
+        listeners = {name: held.enter_context(_listener(settings, place)) for name, place in places.items()}
         if settings.grpc.enabled:
             settings = _at_the_port(settings, held.enter_context(_reserved(settings)))
         if settings.server.workers == 1:
-            uvloop.run(run_alone(settings, listener))
+            uvloop.run(run_alone(settings, listeners))
             return
         from llmg.boot.supervisor import supervise
 
-        uvloop.run(supervise(settings, listener))
+        uvloop.run(supervise(settings, listeners))
 
 
-def _listener(settings: Settings) -> socket.socket:
-    from llmg.boot.serve import listen
+def _only(settings: Settings, doors: list[Door] | None) -> Settings:
+    """With these doors on and the others off."""
+    for name in Door if doors else ():
+        settings = _with(settings, name.value, enabled=name in (doors or ()))
+    return settings
+
+
+def _with(settings: Settings, section: str, **values: object) -> Settings:
+    return settings.model_copy(update={section: getattr(settings, section).model_copy(update=values)})
+
+
+def _listener(settings: Settings, place: tuple[str, int]) -> socket.socket:
+    from llmg.boot.serve import host_and_port, listen
 
     try:
-        return listen(settings.http.bind, settings.http.backlog)
+        return listen(place, settings.http.backlog)
     except OSError as error:
-        _cannot_listen(settings.http.server_addr, error)
+        _cannot_listen(host_and_port(place), error)
 
 
 def _reserved(settings: Settings) -> socket.socket:
@@ -85,8 +114,7 @@ def _at_the_port(settings: Settings, held: socket.socket) -> Settings:
     """With the address of gRPC as it was found: in numbers, one port for all workers."""
     from llmg.boot.serve import host_and_port
 
-    grpc = settings.grpc.model_copy(update={"server_addr": host_and_port(held.getsockname())})
-    return settings.model_copy(update={"grpc": grpc})
+    return _with(settings, "grpc", server_addr=host_and_port(held.getsockname()))
 
 
 @app.command()
@@ -138,15 +166,16 @@ def models(config: ConfigFile = None) -> None:
 @config_app.command("check")
 def config_check(config: ConfigFile = None) -> None:
     """Say what is wrong with the configuration, or that nothing is."""
-    from llmg.boot import build
+    from llmg.boot import build, tls
     from llmg.boot.settings import files
     from llmg.core.errors import Failure
 
     settings = _load(config)
     try:
         build.check(settings)
-    except Failure as failure:
-        _give_up(failure.message)
+        tls.check(settings)
+    except (Failure, tls.TlsError) as error:
+        _give_up(str(error))
     read = ", ".join(str(file) for file in files(config)) or "the default, as there is no file"
     typer.echo(f"ok: {read}; models: {len(settings.models)}, providers: {len(settings.providers)}")
 
@@ -200,3 +229,24 @@ def _give_up(message: str, code: int = 1) -> NoReturn:
 def main() -> None:
     """The entry point."""
     app()
+
+
+def grpc_alone() -> None:
+    """`llmg-grpc`: `llmg serve` with gRPC alone."""
+    _serve_only(Door.GRPC)
+
+
+def graphql_alone() -> None:
+    """`llmg-graphql`: `llmg serve` with GraphQL alone."""
+    _serve_only(Door.GRAPHQL)
+
+
+def _serve_only(door: Door) -> None:
+    def alone(
+        config: ConfigFile = None,
+        workers: Annotated[int | None, typer.Option(min=1, help="Processes (server.workers).")] = None,
+    ) -> None:
+        serve(config, workers, [door])
+
+    alone.__doc__ = f"Serve {door.value} alone, until told to stop; SIGTERM lets requests in flight finish."
+    typer.run(alone)

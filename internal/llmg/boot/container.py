@@ -6,17 +6,20 @@ the call: both stay off the request path.)
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, cast
 
 from dependency_injector import containers, providers
+from msgspec import Struct
 from starlette.types import ASGIApp
 
-from llmg.boot import build
+from llmg.boot import build, tls
 from llmg.boot.observe import LogObserver
 from llmg.boot.settings import Settings
 from llmg.boot.system import RandomIds, SystemClock
 from llmg.boot.version import version
-from llmg.doors.rest.app import Door, make_door
+from llmg.doors.http.guard import Guard, is_loopback
+from llmg.doors.rest.app import Routes, make_door, openai_routes
 from llmg.doors.rest.inference import ChatCompletions, Embeddings
 from llmg.ports import Clock, Launcher, Provider
 from llmg.providers.http import Transport
@@ -24,6 +27,7 @@ from llmg.routing.router import Models, Router
 from llmg.services import models as service
 from llmg.services.admission import Admission, Keys
 
+EXPOSED: Final = ("x-request-id", "x-llmg-route", "x-llmg-attempts", "retry-after")  # headers that pages may read
 HTTP_TRANSPORTS: Final = ("application/json", "text/event-stream", "multipart/mixed")
 
 
@@ -56,46 +60,108 @@ def _keys(settings: Settings) -> Keys:
     return Keys({name: key.get_secret_value() for name, key in settings.keys.items()})
 
 
-def _rest(
-    settings: Settings, pipeline: Provider, admission: Admission, models: service.Models, draining: Draining
-) -> Door:
-    http = settings.http
-    chat = ChatCompletions(pipeline, admission, http.max_body, http.heartbeat)
-    embeddings = Embeddings(pipeline, admission, http.max_body, http.heartbeat)
-    mounted: dict[str, ASGIApp] = {}
-    if settings.graphql.enabled:
-        from llmg.doors.graphql.app import make_graphql  # brings strawberry along
+class Wired(Struct, frozen=True):
+    """What all doors are before."""
 
-        mounted["/graphql"] = make_graphql(
-            pipeline=pipeline,
-            models=models,
-            admission=admission,
-            introspection=settings.graphql.introspection,
-            transports=HTTP_TRANSPORTS,
-            max_body=http.max_body,
-            heartbeat=http.heartbeat,
+    settings: Settings
+    pipeline: Provider
+    admission: Admission
+    models: service.Models
+    draining: Draining
+
+
+def _http(wired: Wired) -> ASGIApp:
+    """What the HTTP server serves."""
+    settings = wired.settings
+    routes = []
+    if settings.rest.enabled:
+        routes.append(_rest(wired))
+    if settings.graphql.enabled and settings.graphql.server_addr is None:
+        routes.append(_graphql(wired))
+    return _guarded(wired, routes, settings.http.bind[0])
+
+
+def _graphql_alone(wired: Wired) -> ASGIApp:
+    """What GraphQL's own server serves."""
+    bind = wired.settings.graphql.bind
+    assert bind is not None
+    return _guarded(wired, [_graphql(wired)], bind[0])
+
+
+def _guarded(wired: Wired, routes: Sequence[Routes], host: str) -> ASGIApp:
+    """A door of these, behind what looks at where requests come from."""
+    http = wired.settings.http
+    app: ASGIApp = make_door(*routes, version=version, draining=wired.draining)
+    if http.origins:
+        from starlette.middleware.cors import CORSMiddleware
+
+        app = CORSMiddleware(
+            app,
+            allow_origins=http.origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=EXPOSED,
+            max_age=3600,
         )
-    return make_door(
-        chat=chat,
-        embeddings=embeddings,
-        models=models,
-        admission=admission,
-        version=version,
-        draining=draining,
-        mounted=mounted,
+    if not wired.settings.keys:
+        app = Guard(app, hosts=http.hosts if is_loopback(host) else None, origins=http.origins)
+    if http.forwarded_allow_ips:
+        from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+        proxied: Any = ProxyHeadersMiddleware(cast(Any, app), trusted_hosts=list(http.forwarded_allow_ips))
+        app = proxied
+    return app
+
+
+def _rest(wired: Wired) -> Routes:
+    http = wired.settings.http
+    return openai_routes(
+        chat=ChatCompletions(wired.pipeline, wired.admission, http.max_body, http.heartbeat),
+        embeddings=Embeddings(wired.pipeline, wired.admission, http.max_body, http.heartbeat),
+        models=wired.models,
+        admission=wired.admission,
     )
 
 
-def _grpc(settings: Settings, pipeline: Provider, admission: Admission, models: service.Models) -> Any:
-    from llmg.doors.grpc.server import GrpcServer  # brings grpc along
+def _graphql(wired: Wired) -> Routes:
+    from llmg.doors.graphql.app import make_graphql  # brings strawberry along
+
+    http, graphql = wired.settings.http, wired.settings.graphql
+    app = make_graphql(
+        pipeline=wired.pipeline,
+        models=wired.models,
+        admission=wired.admission,
+        introspection=graphql.introspection,
+        transports=HTTP_TRANSPORTS,
+        max_depth=graphql.max_depth,
+        max_aliases=graphql.max_aliases,
+        max_tokens=graphql.max_tokens,
+        max_body=http.max_body,
+        heartbeat=http.heartbeat,
+    )
+    return Routes({"/graphql": app})
+
+
+def _grpc(wired: Wired) -> Any:
+    from llmg.doors.grpc.server import GrpcServer, Limits  # brings grpc along
     from llmg.doors.grpc.services import Inference
 
+    grpc = wired.settings.grpc
     return GrpcServer(
-        Inference(pipeline, admission),
-        models,
-        max_message=settings.grpc.max_message,
-        reflection=settings.grpc.reflection,
-        reuse_port=settings.server.workers > 1,
+        Inference(wired.pipeline, wired.admission),
+        wired.models,
+        limits=Limits(
+            message=grpc.max_message,
+            calls=grpc.max_calls,
+            streams=grpc.max_streams,
+            keepalive=grpc.keepalive,
+            keepalive_timeout=grpc.keepalive_timeout,
+            ping_interval=grpc.min_ping_interval,
+            connection_age=grpc.max_connection_age,
+        ),
+        reflection=grpc.reflection,
+        credentials=None if grpc.tls is None else tls.credentials(grpc.tls),
+        reuse_port=wired.settings.server.workers > 1,
     )
 
 
@@ -117,5 +183,7 @@ class Container(containers.DeclarativeContainer):
     model_service = providers.Singleton(_model_service, models)
     keys = providers.Singleton(_keys, settings)
     admission = providers.Singleton(Admission, keys, clock, ids, observer)
-    rest = providers.Singleton(_rest, settings, pipeline, admission, model_service, draining)
-    grpc = providers.Singleton(_grpc, settings, pipeline, admission, model_service)
+    wired = providers.Singleton(Wired, settings, pipeline, admission, model_service, draining)
+    http = providers.Singleton(_http, wired)
+    graphql = providers.Singleton(_graphql_alone, wired)
+    grpc = providers.Singleton(_grpc, wired)

@@ -7,13 +7,15 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import structlog
 from dependency_injector import providers
+from starlette.types import ASGIApp
 
+from llmg.boot import tls
 from llmg.boot.container import Container
 from llmg.boot.settings import BackendProvider, Settings
 from llmg.boot.system import SystemClock
@@ -51,9 +53,10 @@ def reserve(address: tuple[str, int]) -> socket.socket:
     return held
 
 
-def at(listener: socket.socket) -> str:
+def at(listener: socket.socket, settings: Settings) -> str:
     """Where it listens, as a URL."""
-    return f"http://{host_and_port(listener.getsockname())}"
+    scheme = "http" if settings.http.tls is None else "https"
+    return f"{scheme}://{host_and_port(listener.getsockname())}"
 
 
 def host_and_port(address: tuple[str, int]) -> str:
@@ -67,37 +70,67 @@ def needs_launcher(settings: Settings) -> bool:
     return any(isinstance(p, BackendProvider) and p.engine is not None for p in settings.providers.values())
 
 
-async def serve(settings: Settings, listener: socket.socket, launcher: Launcher | None, stop: asyncio.Event) -> None:
+Listeners = Mapping[str, socket.socket]
+"""The listening sockets of HTTP, by whose they are: `http`, `graphql`."""
+
+
+def wanted(settings: Settings) -> dict[str, tuple[str, int]]:
+    """Where HTTP listens, as `Listeners` names it."""
+    alone = settings.graphql.bind if settings.graphql.enabled else None
+    http = (settings.rest, settings.websocket, settings.gateway)
+    out = {}
+    if any(door.enabled for door in http) or (settings.graphql.enabled and alone is None):
+        out["http"] = settings.http.bind
+    if alone is not None:
+        out["graphql"] = alone
+    return out
+
+
+def addresses(settings: Settings, listeners: Listeners) -> dict[str, str]:
+    """Where each listens, for the log: `address`, `graphql_address`."""
+    return {"address" if name == "http" else f"{name}_address": at(it, settings) for name, it in listeners.items()}
+
+
+def _http_server(settings: Settings, app: ASGIApp, draining: Callable[[], bool]) -> HttpServer:
+    http = settings.http
+    return HttpServer(
+        app,
+        max_headers=http.max_headers,
+        header_timeout=http.header_timeout,
+        body_timeout=http.body_timeout,
+        write_timeout=http.write_timeout,
+        keep_alive=http.keep_alive,
+        backlog=http.backlog,
+        access_log=http.access_log,
+        draining=draining,
+        tls=None if http.tls is None else tls.context(http.tls, ["http/1.1"]),
+    )
+
+
+async def serve(settings: Settings, listeners: Listeners, launcher: Launcher | None, stop: asyncio.Event) -> None:
     """Serves until `stop` is set, then drains. The launcher is the caller's to close."""
     container = Container(settings=settings, launcher=providers.Object(launcher))
-    http = settings.http
     draining = container.draining()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(container.needs().close)
-        server = HttpServer(
-            container.rest(),
-            max_headers=http.max_headers,
-            header_timeout=http.header_timeout,
-            body_timeout=http.body_timeout,
-            keep_alive=http.keep_alive,
-            backlog=http.backlog,
-            access_log=http.access_log,
-            draining=draining,
-        )
+        apps = {"http": container.http, "graphql": container.graphql}
+        servers = {name: _http_server(settings, apps[name](), draining) for name in listeners}
         this = version()  # asked here, as it may take a moment, and then known
-        where: dict[str, Any] = {"address": at(listener), "pid": os.getpid()}
-        grpc = None
+        where: dict[str, Any] = {**addresses(settings, listeners), "pid": os.getpid()}
+        doors: list[Any] = list(servers.values())
         if settings.grpc.enabled:
             grpc = container.grpc()
             host, port = settings.grpc.bind
             where["grpc_address"] = host_and_port((host, await grpc.start(host_and_port((host, port)))))
-        await server.start(listener)
+            doors.append(grpc)
+        for name, server in servers.items():
+            await server.start(listeners[name])
         _calm_collector()
         log.info("ready", **where, models=sorted(settings.models), version=this["version"], commit=this["commit"])
         await stop.wait()
         draining.on = True
         log.info("draining", grace=settings.server.grace)
-        drains = [door.drain(settings.server.grace) for door in (server, grpc) if door is not None]
+        drains = [door.drain(settings.server.grace) for door in doors]
         log.info("stopped", cut_off=sum(await asyncio.gather(*drains)))
 
 
@@ -131,7 +164,7 @@ def stop_on_signals(again: Callable[[signal.Signals], None] | None = None) -> as
     return stop
 
 
-async def run_alone(settings: Settings, listener: socket.socket) -> None:
+async def run_alone(settings: Settings, listeners: Listeners) -> None:
     """The whole gateway in this process, with its engines below it."""
     stop = stop_on_signals()
     async with AsyncExitStack() as stack:
@@ -142,4 +175,4 @@ async def run_alone(settings: Settings, listener: socket.socket) -> None:
             local = LocalLauncher(SystemClock())
             stack.push_async_callback(local.aclose)
             launcher = local
-        await serve(settings, listener, launcher, stop)
+        await serve(settings, listeners, launcher, stop)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +23,7 @@ from typing import Final
 
 import structlog
 
-from llmg.boot.serve import at, needs_launcher, stop_on_signals
+from llmg.boot.serve import Listeners, addresses, needs_launcher, stop_on_signals
 from llmg.boot.settings import Settings
 from llmg.boot.system import SystemClock
 
@@ -35,7 +34,7 @@ _STEADY: Final = 60.0  # seconds after which a worker that ends is treated as if
 _TO_CLOSE: Final = 5.0  # seconds on top of the grace
 
 
-async def supervise(settings: Settings, listener: socket.socket) -> None:
+async def supervise(settings: Settings, listeners: Listeners) -> None:
     """Runs `settings.server.workers` processes until told to stop, and starts again those that end by themselves."""
     slots: list[_Slot] = []
 
@@ -50,12 +49,16 @@ async def supervise(settings: Settings, listener: socket.socket) -> None:
         path = ""
         if needs_launcher(settings):
             path = await _serve_launcher(stack)
-        slots += [_Slot(number, settings, listener, path) for number in range(settings.server.workers)]
+        slots += [_Slot(number, settings, listeners, path) for number in range(settings.server.workers)]
         tasks = [asyncio.create_task(slot.keep()) for slot in slots]
-        log.info("supervising", address=at(listener), workers=len(slots))
+        where = addresses(settings, listeners)
+        if settings.grpc.enabled:
+            where["grpc_address"] = settings.grpc.server_addr
+        log.info("supervising", **where, workers=len(slots))
         await stop.wait()
         log.info("draining", grace=settings.server.grace)
-        listener.close()  # the workers' own copies go as they drain
+        for listener in listeners.values():
+            listener.close()  # the workers' own copies go as they drain
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -78,10 +81,10 @@ async def _serve_launcher(stack: AsyncExitStack) -> str:
 class _Slot:
     """One worker, and whoever takes its place."""
 
-    def __init__(self, number: int, settings: Settings, listener: socket.socket, path: str) -> None:
+    def __init__(self, number: int, settings: Settings, listeners: Listeners, path: str) -> None:
         self._number = number
         self._settings = pickle.dumps(settings)
-        self._listener = listener
+        self._listeners = listeners
         self._path = path
         self._worker: _Worker | None = None
 
@@ -92,7 +95,7 @@ class _Slot:
         while True:
             began = loop.time()
             try:
-                worker = self._worker = _Worker(self._listener.fileno(), self._path, self._settings)
+                worker = self._worker = _Worker(self._listeners, self._path, self._settings)
             except OSError as error:
                 log.error("a worker could not be started", worker=self._number, reason=str(error), again_in=wait)
             else:
@@ -125,9 +128,12 @@ class _Slot:
 class _Worker:
     """A process, from its start to its end; `ended` gives its exit code then. Raises OSError."""
 
-    def __init__(self, fd: int, path: str, settings: bytes) -> None:
-        words = [sys.executable, "-m", "llmg.boot.worker", str(fd), path]
-        self._child = subprocess.Popen(words, stdin=subprocess.PIPE, pass_fds=(fd,), start_new_session=True)
+    def __init__(self, listeners: Listeners, path: str, settings: bytes) -> None:
+        fds = {name: listener.fileno() for name, listener in listeners.items()}
+        words = [sys.executable, "-m", "llmg.boot.worker", path, *(f"{name}={fd}" for name, fd in fds.items())]
+        self._child = subprocess.Popen(
+            words, stdin=subprocess.PIPE, pass_fds=tuple(fds.values()), start_new_session=True
+        )
         self.pid = self._child.pid
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = loop.create_future()

@@ -1,7 +1,7 @@
-"""`python -m llmg.boot.worker FD [SOCKET]`: one of the supervisor's workers.
+"""`python -m llmg.boot.worker SOCKET [NAME=FD ...]`: one of the supervisor's workers.
 
-FD is the listening socket, SOCKET where the supervisor's launcher is asked. The settings come on standard input, as
-the supervisor wrote them.
+The FDs are the listening sockets, SOCKET where the supervisor's launcher is asked (empty: there is none). The
+settings come on standard input, as the supervisor wrote them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from contextlib import AsyncExitStack
 import uvloop
 
 from llmg.boot import logs
-from llmg.boot.serve import serve, stop_on_signals
+from llmg.boot.serve import Listeners, serve, stop_on_signals
 from llmg.boot.settings import Settings
 from llmg.ports import Launcher
 
 
-async def work(settings: Settings, listener: socket.socket, path: str) -> None:
+async def work(settings: Settings, listeners: Listeners, path: str) -> None:
     """Serves until told to stop, or until the supervisor is gone."""
     stop = stop_on_signals(lambda _: None)  # some tell all processes of a service, and then the supervisor does, too
     loop = asyncio.get_running_loop()
@@ -39,15 +39,17 @@ async def work(settings: Settings, listener: socket.socket, path: str) -> None:
             remote = RemoteLauncher(path)
             stack.push_async_callback(remote.aclose)
             launcher = remote
-        await serve(settings, listener, launcher, stop)
+        await serve(settings, listeners, launcher, stop)
 
 
 def main() -> None:
     """The entry point."""
-    fd, path = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
+    path = sys.argv[1]
+    fds = {name: int(fd) for name, _, fd in (word.partition("=") for word in sys.argv[2:])}
     settings: Settings = pickle.loads(_read(int.from_bytes(_read(8), "big")))
     logs.configure(settings.log.level, settings.log.format)
-    uvloop.run(work(settings, socket.socket(fileno=fd), path))
+    listeners = {name: socket.socket(fileno=fd) for name, fd in fds.items()}
+    uvloop.run(work(settings, listeners, path))
 
 
 def _read(size: int) -> bytes:

@@ -20,6 +20,7 @@ from llmg.boot.settings.shape import (
     Target,
     TimeoutOverrides,
     Timeouts,
+    Tls,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Target",
     "TimeoutOverrides",
     "Timeouts",
+    "Tls",
     "files",
     "json_schema",
     "load",

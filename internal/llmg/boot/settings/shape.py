@@ -135,12 +135,27 @@ HeaderValue = Annotated[SecretStr, AfterValidator(_header_value)]
 Key = Annotated[SecretStr | None, AfterValidator(_key)]
 ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 Text = Annotated[str, Field(min_length=1)]
+HostName = Annotated[str, AfterValidator(units.host_name)]
+WebOrigin = Annotated[
+    str, AfterValidator(units.origin), WithJsonSchema({"type": "string", "pattern": r"^https?://[^\s/?#@]+$"})
+]
+IpRange = Annotated[str, AfterValidator(units.ip_range)]
 
 
 class Section(BaseModel):
     """What all parts of the configuration share: unknown keys are errors, values don't change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Tls(Section):
+    """A server's TLS, with files in PEM."""
+
+    cert: Path = Field(description="The server's certificate, and after it those of its issuers.")
+    key: Path = Field(description="The certificate's private key, without a passphrase.")
+    client_ca: Path | None = Field(
+        default=None, description="Who issues clients' certificates. With it, clients must show one (mTLS)."
+    )
 
 
 class Http(Section):
@@ -158,6 +173,9 @@ class Http(Section):
     )
     header_timeout: Duration = Field(default=10.0, description="The time a client may take to send its headers.")
     body_timeout: Duration = Field(default=60.0, description="The time a client may take to send its body.")
+    write_timeout: Duration = Field(
+        default=120.0, description="How long a client may leave unread what there is for it, before it is let go."
+    )
     keep_alive: DurationOrZero = Field(
         default=75.0, description="How long an idle connection is kept open for the next request."
     )
@@ -170,6 +188,20 @@ class Http(Section):
         default=2048, description="How many connections may wait to be accepted (the kernel may allow fewer)."
     )
     access_log: bool = Field(default=False, description="Write a log line for each request.")
+    tls: Tls | None = Field(default=None, description="HTTPS instead of HTTP.")
+    hosts: tuple[HostName, ...] = Field(
+        default=(),
+        description="Names of this server, besides those of loopback: without keys, and listening on loopback, it "
+        "answers to no other, so that no web page can reach it by a name of its own (DNS rebinding).",
+    )
+    origins: tuple[WebOrigin, ...] = Field(
+        default=(),
+        description="Origins of other servers' web pages that may use this one, such as https://app.example.com.",
+    )
+    forwarded_allow_ips: tuple[IpRange, ...] = Field(
+        default=(),
+        description="Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed.",
+    )
 
     @property
     def bind(self) -> tuple[str, int]:
@@ -193,6 +225,24 @@ class Grpc(Section):
     reflection: bool = Field(
         default=True, description="Whether clients may ask which services there are, as grpcurl and buf curl do."
     )
+    max_calls: Count = Field(
+        default=0, description="Calls at the same time, of all clients. 0: any number. One more: RESOURCE_EXHAUSTED."
+    )
+    max_streams: PositiveCount = Field(
+        default=1000, le=2**31 - 1, description="Calls at the same time over one connection; more wait at the client."
+    )
+    keepalive: Duration = Field(
+        default=60.0, description="After so much silence a client is asked whether it is still there."
+    )
+    keepalive_timeout: Duration = Field(default=20.0, description="The time it has to say so.")
+    min_ping_interval: DurationOrZero = Field(
+        default=10.0, description="How often a client may ask us. One that asks more often is let go."
+    )
+    max_connection_age: DurationOrZero = Field(
+        default=0.0,
+        description="After so long a client is told to connect anew, so that load spreads over new servers. 0: never.",
+    )
+    tls: Tls | None = Field(default=None, description="TLS instead of plain text.")
 
     @property
     def bind(self) -> tuple[str, int]:
@@ -200,11 +250,47 @@ class Grpc(Section):
         return units.address(self.server_addr)
 
 
+class Rest(Section):
+    """REST in OpenAI's shape, at /v1 of the HTTP server."""
+
+    enabled: bool = Field(default=True, description="Whether it is served at all.")
+
+
+class WebSocket(Section):
+    """Token streams over WebSocket, at /v1/ws of the HTTP server."""
+
+    enabled: bool = Field(default=True, description="Whether it is served at all.")
+    max_message: Size = Field(
+        default=32 * 2**20, description="The largest message of a client, in bytes. At a larger one the socket closes."
+    )
+    max_requests: PositiveCount = Field(default=100, description="Requests at the same time over one socket.")
+    init_timeout: Duration = Field(default=10.0, description="The time that a client has to show its key.")
+
+
+class Gateway(Section):
+    """The gRPC services as REST in JSON, at /api/v1 of the HTTP server."""
+
+    enabled: bool = Field(default=True, description="Whether it is served at all.")
+    docs: bool = Field(default=True, description="Whether it describes itself: /openapi.json, and a page at /docs.")
+
+
 class GraphQL(Section):
-    """GraphQL, at /graphql of the HTTP server."""
+    """GraphQL, at /graphql of the HTTP server, or of one of its own."""
 
     enabled: bool = Field(default=True, description="Whether GraphQL is served at all.")
+    server_addr: ServerAddress | None = Field(
+        default=None, description="Where to listen, host:port, instead of at the HTTP server's."
+    )
     introspection: bool = Field(default=True, description="Whether clients may ask for the schema.")
+    graphiql: bool = Field(default=True, description="Whether browsers that open /graphql get GraphiQL.")
+    max_depth: PositiveCount = Field(default=12, description="How deep an operation may be nested.")
+    max_aliases: PositiveCount = Field(default=15, description="How many aliases it may have.")
+    max_tokens: PositiveCount = Field(default=4000, description="How many tokens of GraphQL's language it may have.")
+
+    @property
+    def bind(self) -> tuple[str, int] | None:
+        """Host (IPv6 without brackets) and port of its own to listen on."""
+        return None if self.server_addr is None else units.address(self.server_addr)
 
 
 class Log(Section):
@@ -376,7 +462,10 @@ class Settings(BaseSettings):
 
     http: Http = Field(default=Http(), description="The HTTP server.")
     grpc: Grpc = Field(default=Grpc(), description="The gRPC server.")
-    graphql: GraphQL = Field(default=GraphQL(), description="GraphQL, at /graphql of the HTTP server.")
+    rest: Rest = Field(default=Rest(), description="REST in OpenAI's shape, at /v1.")
+    websocket: WebSocket = Field(default=WebSocket(), description="Token streams over WebSocket, at /v1/ws.")
+    gateway: Gateway = Field(default=Gateway(), description="The gRPC services as REST in JSON, at /api/v1.")
+    graphql: GraphQL = Field(default=GraphQL(), description="GraphQL, at /graphql.")
     keys: dict[ProviderName, ApiKey] = Field(
         default={},
         description="The API keys that clients must show, by a name of your choice. Write ${VARIABLE}, not the key "
@@ -391,6 +480,15 @@ class Settings(BaseSettings):
     models_dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         default=Path("models"), description="Where model files named without a path are looked for."
     )
+
+    @field_validator("keys")
+    @classmethod
+    def _each_its_own(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        names: dict[str, str] = {}
+        for name, key in value.items():
+            if (other := names.setdefault(key.get_secret_value(), name)) != name:
+                raise Expected(f"keys that differ, but '{other}' and '{name}' are the same")
+        return value
 
     @classmethod
     def settings_customise_sources(

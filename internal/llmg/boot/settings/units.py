@@ -81,6 +81,35 @@ def http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def origin(value: str) -> str:
+    """A web page's origin, as browsers write it: scheme, host, and a port that isn't the scheme's own."""
+    try:
+        url = urlsplit(value)
+        valid = url.scheme in ("http", "https") and url.hostname and url.port != 0 and "@" not in url.netloc
+    except ValueError:
+        valid = False
+    if not valid or value.rstrip("/") != f"{url.scheme}://{url.netloc}" or not re.fullmatch(r"[\x21-\x7e]+", value):
+        raise Expected("an origin such as https://app.example.com", show=True)
+    return value.rstrip("/").lower()
+
+
+def host_name(value: str) -> str:
+    """A host's name or address, without a port."""
+    try:
+        return _host(value).lower()
+    except Expected:
+        raise Expected("a host's name without a port, such as llmg.internal", show=True) from None
+
+
+def ip_range(value: str) -> str:
+    """An address, or a network such as 10.0.0.0/8."""
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        raise Expected("an IP address, or a network such as 10.0.0.0/8", show=True) from None
+    return value
+
+
 def _host(host: str) -> str:
     if host.startswith("[") and host.endswith("]"):
         try:

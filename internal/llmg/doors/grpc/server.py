@@ -8,6 +8,7 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection as reflecting
+from msgspec import Struct
 
 from llmg.doors.grpc.services import Chat, Embeddings, Inference, ModelList
 from llmg.gatewayapi.v1 import chat_pb2, embeddings_pb2, models_pb2
@@ -26,20 +27,62 @@ SERVICES: Final = tuple(
 LINGER: Final = 1.0
 
 
+class Limits(Struct, frozen=True, kw_only=True):
+    """What clients may take. Times in seconds; `calls` and `connection_age` 0: any.
+
+    `message` bytes of a request; `calls` at once, `streams` of them over one connection; `keepalive`: the silence after
+    which a client is asked for a sign of life, which must come within `keepalive_timeout`; `ping_interval`: how often
+    clients may ask us; `connection_age`: how long a connection may last.
+    """
+
+    message: int = 32 << 20
+    calls: int = 0
+    streams: int = 1000
+    keepalive: float = 60.0
+    keepalive_timeout: float = 20.0
+    ping_interval: float = 10.0
+    connection_age: float = 0.0
+
+    def options(self) -> tuple[tuple[str, int], ...]:
+        """As gRPC's own."""
+        options = [
+            ("grpc.max_receive_message_length", self.message),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", self.streams),
+            ("grpc.keepalive_time_ms", _ms(self.keepalive)),
+            ("grpc.keepalive_timeout_ms", _ms(self.keepalive_timeout)),
+            ("grpc.http2.min_ping_interval_without_data_ms", _ms(self.ping_interval)),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+        if self.connection_age:
+            options.append(("grpc.max_connection_age_ms", _ms(self.connection_age)))
+        return tuple(options)
+
+
+def _ms(seconds: float) -> int:
+    return min(round(seconds * 1000), 2**31 - 1)
+
+
 class GrpcServer:
     """All of it, from `start` to `drain`. Made on the event loop that serves it."""
 
     def __init__(
-        self, inference: Inference, models: Models, *, max_message: int, reflection: bool, reuse_port: bool = False
+        self,
+        inference: Inference,
+        models: Models,
+        *,
+        limits: Limits,
+        reflection: bool,
+        credentials: grpc.ServerCredentials | None = None,
+        reuse_port: bool = False,
     ) -> None:
-        """`max_message` in bytes, for a request. `reuse_port`: other processes listen at the same port."""
+        """`credentials`: for TLS. `reuse_port`: other processes listen at the same port."""
         self._inference = inference
+        self._credentials = credentials
         self._server = grpc.aio.server(
-            options=(
-                ("grpc.max_receive_message_length", max_message),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", int(reuse_port)),
-            )
+            options=(*limits.options(), ("grpc.so_reuseport", int(reuse_port))),
+            maximum_concurrent_rpcs=limits.calls or None,
         )
         self._health = health.aio.HealthServicer()
         add_ChatServiceServicer_to_server(Chat(inference), self._server)
@@ -52,7 +95,10 @@ class GrpcServer:
 
     async def start(self, address: str) -> int:
         """Serves at `host:port`; gives the port. Raises RuntimeError when it can't listen there."""
-        port = self._server.add_insecure_port(address)
+        if self._credentials is None:
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, self._credentials)
         await self._server.start()
         for name in ("", *SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)

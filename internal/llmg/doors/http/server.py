@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from email.utils import formatdate
@@ -288,14 +289,18 @@ class HttpServer:
         backlog: int,
         access_log: bool,
         draining: Callable[[], bool],
+        write_timeout: float = LimitedProtocol.write_timeout,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Sizes in bytes, times in seconds. `draining` turns true before `drain` is called."""
+        self._tls = tls
         lost = asyncio.Event()
         limits: dict[str, Any] = {
             "lost": staticmethod(lost.set),
             "max_headers": max_headers,
             "header_timeout": header_timeout,
             "body_timeout": body_timeout,
+            "write_timeout": write_timeout,
             "draining": staticmethod(draining),
         }
         self._config = Config(
@@ -322,7 +327,7 @@ class HttpServer:
         self._listener = listener
         self._tick()
         self._server = await asyncio.get_running_loop().create_server(
-            self._protocol, sock=listener, backlog=self._config.backlog
+            self._protocol, sock=listener, backlog=self._config.backlog, ssl=self._tls
         )
 
     def _protocol(self) -> LimitedProtocol:
@@ -362,9 +367,13 @@ class HttpServer:
             while len(waiting) < self._config.backlog:
                 waiting.append(self._listener.accept()[0])
         self._server.close()
-        for client in waiting:
-            client.setblocking(False)
-            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
+        await asyncio.gather(*(self._take(client) for client in waiting))
+
+    async def _take(self, client: socket.socket) -> None:
+        client.setblocking(False)
+        with suppress(OSError, TimeoutError):  # its handshake failed, or took too long
+            async with asyncio.timeout(LINGER):
+                await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client, ssl=self._tls)
 
     def _connections(self) -> list[LimitedProtocol]:
         return [c for c in self._state.connections if isinstance(c, LimitedProtocol)]

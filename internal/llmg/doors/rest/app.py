@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -121,24 +122,30 @@ class Door:
         await (app or self._router)(scope, receive, send)
 
 
-def make_door(
-    *,
-    chat: ASGIApp,
-    embeddings: ASGIApp,
-    models: Models,
-    admission: Admission,
-    version: Callable[[], dict[str, str]],
-    draining: Callable[[], bool],
-    mounted: Mapping[str, ASGIApp] | None = None,
-) -> Door:
-    """The whole door, and at their paths the applications of others."""
+class Routes(Struct, frozen=True):
+    """What answers at which path: whole paths, and Starlette's patterns."""
+
+    exact: Mapping[str, ASGIApp] = {}
+    patterns: Mapping[str, ASGIApp] = {}
+
+
+def openai_routes(*, chat: ASGIApp, embeddings: ASGIApp, models: Models, admission: Admission) -> Routes:
+    """OpenAI's paths."""
     exact: dict[str, ASGIApp] = {
         "/v1/chat/completions": chat,
         "/v1/embeddings": embeddings,
         "/v1/models": ListModels(models, admission),
-        "/healthz": Health(),
-        "/readyz": Ready(draining),
-        "/version": Version(version),
-        **(mounted or {}),
     }
-    return Door(exact, {"/v1/models/{id:path}": GetModel(models, admission)})
+    return Routes(exact, {"/v1/models/{id:path}": GetModel(models, admission)})
+
+
+def make_door(
+    *routes: Routes, version: Callable[[], dict[str, str]] = dict, draining: Callable[[], bool] = lambda: False
+) -> Door:
+    """All of these, and the paths that operators need."""
+    exact: dict[str, ASGIApp] = {"/healthz": Health(), "/readyz": Ready(draining), "/version": Version(version)}
+    patterns: dict[str, ASGIApp] = {}
+    for some in routes:
+        exact.update(some.exact)
+        patterns.update(some.patterns)
+    return Door(exact, patterns)
