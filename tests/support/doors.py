@@ -12,14 +12,16 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from msgspec import Struct
 
+from llmg.boot.container import Draining
 from llmg.boot.serve import listen
 from llmg.boot.system import SystemClock
 from llmg.core.context import SILENT
 from llmg.core.errors import Failure, Kind
+from llmg.doors.graphql.app import make_graphql
 from llmg.doors.grpc.server import GrpcServer, Limits
 from llmg.doors.grpc.services import Inference
 from llmg.doors.http.server import HttpServer
-from llmg.doors.rest.app import make_door, openai_routes
+from llmg.doors.rest.app import Routes, make_door, openai_routes
 from llmg.doors.rest.inference import ChatCompletions, Embeddings
 from llmg.gatewayapi.v1.chat_pb2_grpc import ChatServiceStub
 from llmg.gatewayapi.v1.embeddings_pb2_grpc import EmbeddingServiceStub
@@ -71,21 +73,36 @@ async def grpc_door(
     server = GrpcServer(inference, models or some_models(), limits=Limits(message=max_message), reflection=True)
     address = f"127.0.0.1:{await server.start('127.0.0.1:0')}"
     try:
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with grpc.aio.insecure_channel(address, [("grpc.max_receive_message_length", -1)]) as channel:
             yield GrpcDoor(server, address, channel)
     finally:
         await server.drain(0)
 
 
+class HttpDoors(Gateway):
+    """A server of HTTP with everything that HTTP carries."""
+
+    def __init__(self, server: HttpServer, address: tuple[str, int], draining: Draining) -> None:
+        super().__init__(address)
+        self._server = server
+        self._draining = draining
+
+    async def drain(self, grace: float) -> int:
+        """Tells it to stop; how many requests were cut."""
+        self._draining.on = True
+        return await self._server.drain(grace)
+
+
 @asynccontextmanager
-async def rest_door(pipeline: Provider, *, keys: Mapping[str, str] = {}) -> AsyncIterator[Gateway]:
-    """The REST door before this pipeline."""
-    let_in = admission(keys)
+async def rest_door(pipeline: Provider, *, keys: Mapping[str, str] = {}) -> AsyncIterator[HttpDoors]:
+    """All doors of HTTP before this pipeline."""
+    let_in, draining = admission(keys), Draining()
     made = (pipeline, let_in, 1 << 20, 10.0)
     openai = openai_routes(
         chat=ChatCompletions(*made), embeddings=Embeddings(*made), models=some_models(), admission=let_in
     )
-    door = make_door(openai)
+    graphql = make_graphql(pipeline=pipeline, models=some_models(), admission=let_in)
+    door = make_door(openai, Routes({"/graphql": graphql}), draining=draining)
     server = HttpServer(
         door,
         max_headers=1 << 16,
@@ -94,14 +111,15 @@ async def rest_door(pipeline: Provider, *, keys: Mapping[str, str] = {}) -> Asyn
         keep_alive=10.0,
         backlog=16,
         access_log=False,
-        draining=lambda: False,
+        draining=draining,
     )
     listener = listen(("127.0.0.1", 0), 16)
     await server.start(listener)
+    doors = HttpDoors(server, listener.getsockname(), draining)
     try:
-        yield Gateway(listener.getsockname())
+        yield doors
     finally:
-        await server.drain(0)
+        await doors.drain(0)
 
 
 class Refusal(Struct, frozen=True, kw_only=True):

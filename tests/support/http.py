@@ -77,8 +77,17 @@ class Connection:
 
     async def ask(self, method: str, path: str, body: bytes = b"", headers: Headers | None = None) -> Response:
         """A request and its answer."""
-        await self.send(request(method, path, body, headers))
+        await self.write(method, path, body, headers)
         return await self.response(method)
+
+    async def write(self, method: str, path: str, body: bytes = b"", headers: Headers | None = None) -> None:
+        """A request."""
+        await self.send(request(method, path, body, headers))
+
+    async def exactly(self, size: int) -> bytes:
+        """So many bytes."""
+        async with asyncio.timeout(PATIENCE):
+            return await self._reader.readexactly(size)
 
     async def post(self, path: str, body: Any, headers: Headers | None = None) -> Response:
         """A request with a body in JSON."""
@@ -101,8 +110,7 @@ class Connection:
             return Response(status, headers, b"")
         if headers.get("transfer-encoding") == "chunked":
             return Response(status, headers, b"".join([piece async for piece in self.chunks()]))
-        async with asyncio.timeout(PATIENCE):
-            return Response(status, headers, await self._reader.readexactly(int(headers["content-length"])))
+        return Response(status, headers, await self.exactly(int(headers["content-length"])))
 
     async def chunk(self) -> bytes:
         """The next chunk of a body; empty at its end. Raises IncompleteReadError where the body is cut."""

@@ -89,7 +89,7 @@ _files = st.builds(File, maybe(names), maybe(texts), maybe(names), maybe(unknown
 _opaque = st.builds(lambda raw: Opaque("openai", {"type": "x_new", **raw}), unknown)
 _content = (
     st.builds(Text, texts, maybe(unknown))
-    | st.builds(Image, texts, maybe(st.sampled_from(["low", "high"])), maybe(unknown))
+    | st.builds(Image, names, maybe(st.sampled_from(["low", "high"])), maybe(unknown))
     | st.builds(Audio, texts, names, maybe(unknown))
     | _files
     | _opaque

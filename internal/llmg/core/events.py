@@ -11,7 +11,7 @@ upstream is alive and had nothing to say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Any, Literal, TypeAlias
 
@@ -150,6 +150,9 @@ class Whole(Sequence[Event]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.events[index]
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
 
 
 # What commits an answer: from here on the client has seen content, and no other target may take over.

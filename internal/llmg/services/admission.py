@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from llmg.core.context import ANONYMOUS, Context, Observer, Principal
-from llmg.core.errors import Failure, Kind
+from llmg.core.errors import Failure, Kind, invalid
 from llmg.ports import Authenticator, Clock, Ids
 
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}\Z")
@@ -45,6 +45,19 @@ def bearer(authorization: str | None, api_key: str | None) -> str | None:
         if scheme.lower() == "bearer":
             return credentials.strip() or api_key
     return api_key
+
+
+def seconds(text: str | None) -> float | None:
+    """The time that a client gives its request (`x-llmg-timeout`, in seconds). Raises Failure (invalid_request)."""
+    if text is None:
+        return None
+    try:
+        given = float(text)
+    except ValueError:
+        given = 0.0
+    if not 0 < given < float("inf"):
+        raise invalid("invalid 'x-llmg-timeout': expected a number of seconds above 0", "x-llmg-timeout")
+    return given
 
 
 class Admission:

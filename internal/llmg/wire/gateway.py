@@ -31,6 +31,8 @@ from llmg.core.events import (
     TokenLogprob,
 )
 from llmg.core.request import (
+    MAX_DIMENSIONS,
+    MAX_INPUTS,
     Audio,
     Chat,
     Embed,
@@ -183,7 +185,7 @@ def _part(given: pb.Part, where: str) -> Part:
 
 _PARTS: Final[dict[str, Callable[[Any, str], Part]]] = {
     "text": lambda p, _: Text(p.text),
-    "image": lambda p, _: Image(p.url, _set(p, "detail")),
+    "image": lambda p, where: _image(p, where),
     "audio": lambda p, _: Audio(base64.b64encode(p.data).decode(), p.format),
     "file": lambda p, _: File(_set(p, "id"), _set(p, "data"), _set(p, "name")),
     "tool_call": lambda p, _: ToolCall(p.id, p.name, p.arguments),
@@ -193,6 +195,12 @@ _PARTS: Final[dict[str, Callable[[Any, str], Part]]] = {
     "reasoning": lambda p, _: Reasoning(p.text),
     "refusal": lambda p, _: Refusal(p.text),
 }
+
+
+def _image(given: pb.ImagePart, where: str) -> Image:
+    if not given.url:
+        raise invalid(f"invalid '{where}.url': it is required", f"{where}.url")
+    return Image(given.url, _set(given, "detail"))
 
 
 def _tool(given: pb.Tool, index: int) -> Tool:
@@ -269,8 +277,10 @@ def decode_embed(given: embeddings.CreateEmbeddingsRequest) -> Embed:
         raise invalid("invalid 'model': it is required", "model")
     if not given.inputs:
         raise invalid("invalid 'inputs': at least one is needed", "inputs")
-    if given.HasField("dimensions") and given.dimensions < 1:
-        raise invalid("invalid 'dimensions': expected at least 1", "dimensions")
+    if len(given.inputs) > MAX_INPUTS:
+        raise invalid(f"invalid 'inputs': at most {MAX_INPUTS} at once", "inputs")
+    if given.HasField("dimensions") and not 1 <= given.dimensions <= MAX_DIMENSIONS:
+        raise invalid(f"invalid 'dimensions': expected 1 to {MAX_DIMENSIONS}", "dimensions")
     return Embed(
         model=given.model,
         inputs=tuple([_input(item, index) for index, item in enumerate(given.inputs)]),

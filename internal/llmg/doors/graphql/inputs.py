@@ -401,7 +401,7 @@ def _part(given: PartInput, where: str) -> core.Part:
 
 _PARTS: Final[dict[str, Callable[[Any, str], core.Part]]] = {
     "text": lambda p, _: core.Text(p.text),
-    "image": lambda p, _: core.Image(p.url, _set(p.detail)),
+    "image": lambda p, where: _image(p, where),
     "audio": lambda p, _: core.Audio(base64.b64encode(p.data).decode(), p.format),
     "file": lambda p, _: core.File(_set(p.id), _set(p.data), _set(p.name)),
     "tool_call": lambda p, _: core.ToolCall(p.id, p.name, p.arguments),
@@ -411,6 +411,12 @@ _PARTS: Final[dict[str, Callable[[Any, str], core.Part]]] = {
     "reasoning": lambda p, _: core.Reasoning(p.text),
     "refusal": lambda p, _: core.Refusal(p.text),
 }
+
+
+def _image(given: ImagePartInput, where: str) -> core.Image:
+    if not given.url:
+        raise _wrong(f"{where}.image.url", "it is required")
+    return core.Image(given.url, _set(given.detail))
 
 
 def _tool(given: ToolInput, where: str) -> core.Tool:
@@ -457,9 +463,11 @@ def decode_embed(given: CreateEmbeddingsInput) -> core.Embed:
         raise _wrong("model", "it is required")
     if not given.inputs:
         raise _wrong("inputs", "at least one is needed")
+    if len(given.inputs) > core.MAX_INPUTS:
+        raise _wrong("inputs", f"at most {core.MAX_INPUTS} at once")
     dimensions = _set(given.dimensions)
-    if dimensions is not UNSET and dimensions < 1:
-        raise _wrong("dimensions", "expected at least 1")
+    if dimensions is not UNSET and not 1 <= dimensions <= core.MAX_DIMENSIONS:
+        raise _wrong("dimensions", f"expected 1 to {core.MAX_DIMENSIONS}")
     return core.Embed(
         model=given.model,
         inputs=tuple([_input(item, index) for index, item in enumerate(given.inputs)]),

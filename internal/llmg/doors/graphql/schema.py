@@ -14,7 +14,7 @@ from strawberry.types.execution import ExecutionContext
 
 from llmg.core.assemble import Answer, assemble
 from llmg.core.context import ANONYMOUS, Context
-from llmg.core.errors import Failure, internal
+from llmg.core.errors import Failure, internal, invalid
 from llmg.core.events import Batch
 from llmg.core.request import Request
 from llmg.doors.graphql import errors
@@ -68,13 +68,17 @@ class Asking:
         self.connection_params: object = None  # strawberry sets it, with connection_init's payload
 
     @contextmanager
-    def answering(self) -> Iterator[Context]:
-        """A context for one operation; failures inside become GraphQL's errors."""
+    def answering(self, timeout: float | None = None) -> Iterator[Context]:
+        """A context for one operation, with so many seconds; failures inside become GraphQL's errors."""
         admission = self.gateway.admission
         request_id = self.request_id or admission.request_id()
-        context = admission.context("graphql", request_id, self.principal, traceparent=self.traceparent)
+        context = admission.context(
+            "graphql", request_id, self.principal, traceparent=self.traceparent, remaining=timeout
+        )
         self.last = context
         try:
+            if timeout is not None and timeout <= 0:
+                raise invalid("invalid 'timeout': expected a number of seconds above 0", "timeout")
             yield context
         except Failure as failure:
             raise errors.error(failure, context.request_id) from None
@@ -86,6 +90,9 @@ Info = strawberry.Info[Asking, None]
 _Id = Annotated[strawberry.ID, strawberry.argument(description="The id.")]
 _Chat = Annotated[ChatInput, strawberry.argument(description="The conversation, and how to go on with it.")]
 _Embed = Annotated[CreateEmbeddingsInput, strawberry.argument(description="The texts.")]
+_Timeout = Annotated[
+    float | None, strawberry.argument(description="How many seconds the answer may take. Absent: as configured.")
+]
 
 
 def _models(info: Info) -> list[Model]:
@@ -98,21 +105,23 @@ def _model(info: Info, id: _Id) -> Model:
         return encode_model(info.context.gateway.models.get(id))
 
 
-async def _create_chat_completion(info: Info, input: _Chat) -> ChatCompletion:
-    with info.context.answering() as context:
+async def _create_chat_completion(info: Info, input: _Chat, timeout: _Timeout = None) -> ChatCompletion:
+    with info.context.answering(timeout) as context:
         chat = decode_chat(input, stream=False)
         return encode_answer(await info.context.gateway.whole(chat, context), chat.model)
 
 
-async def _create_embeddings(info: Info, input: _Embed) -> CreateEmbeddingsPayload:
-    with info.context.answering() as context:
+async def _create_embeddings(info: Info, input: _Embed, timeout: _Timeout = None) -> CreateEmbeddingsPayload:
+    with info.context.answering(timeout) as context:
         embed = decode_embed(input)
         return encode_embeddings(await info.context.gateway.whole(embed, context), embed.model)
 
 
-async def _chat_completion(info: Info, input: _Chat) -> AsyncGenerator[ChatCompletionPayload, None]:
+async def _chat_completion(
+    info: Info, input: _Chat, timeout: _Timeout = None
+) -> AsyncGenerator[ChatCompletionPayload, None]:
     """Transports close this generator in the task that runs it, and with it the upstream's call."""
-    with info.context.answering() as context:
+    with info.context.answering(timeout) as context:
         chat = decode_chat(input, stream=True)
         encoder = EventEncoder(chat.model)
         async with info.context.gateway.pipeline.open(chat, context) as batches:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from llmg.core.assemble import assemble
 from llmg.core.context import Context, Principal
-from llmg.core.errors import Failure, Kind, internal
+from llmg.core.errors import Failure
 from llmg.core.events import Batch, Whole
 from llmg.core.request import Chat, Embed, Request
+from llmg.doors.http.stream import Stream
 from llmg.doors.rest.exchange import Exchange, Guarded
 from llmg.ports import Provider
-from llmg.services.admission import Admission
+from llmg.services.admission import Admission, seconds
 from llmg.wire import sse
 from llmg.wire.openai import DIALECT
 from llmg.wire.openai.answers import encode_answer
@@ -45,8 +45,13 @@ class Inference(Guarded):
         self._heartbeat = heartbeat
 
     def _context(self, exchange: Exchange, principal: Principal) -> Context:
-        trace = exchange.header(b"traceparent")
-        return self._admission.context("rest", exchange.request_id, principal, traceparent=trace)
+        return self._admission.context(
+            "rest",
+            exchange.request_id,
+            principal,
+            traceparent=exchange.header(b"traceparent"),
+            remaining=seconds(exchange.header(b"x-llmg-timeout")),
+        )
 
     async def _whole(
         self, exchange: Exchange, request: Request, context: Context, encode: Callable[[Batch, Context], bytes]
@@ -73,24 +78,21 @@ class ChatCompletions(Inference):
             await self._whole(exchange, chat, context, partial(_chat_answer, chat.model))
 
     async def _stream(self, exchange: Exchange, chat: Chat, context: Context, encoder: ChunkEncoder) -> None:
-        stream = _EventStream(exchange, context, self._heartbeat)
+        stream = Stream(
+            exchange,
+            headers=_EVENT_STREAM,
+            more=partial(_route, context),
+            heartbeat=_HEARTBEAT,
+            interval=self._heartbeat,
+            failing=_error_event,
+        )
         exchange.watch()
-        try:
-            async with self._pipeline.open(chat, context) as batches:
-                async for batch in batches:
-                    await stream.send(encoder.encode(batch))
-            await stream.end(sse.DONE)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if exchange.left or task is None or task.cancelling() == 0:
-                raise
-            await stream.fail(Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"))  # it is the server that ends
-        except Failure as failure:
-            await stream.fail(failure)
-        except Exception as error:  # noqa: BLE001 - a stream under way must end with a clear error, whatever it was
-            await stream.fail(internal(error))
-        finally:
-            stream.close()
+        await stream.carry(self._send(stream, chat, context, encoder), sse.DONE)
+
+    async def _send(self, stream: Stream, chat: Chat, context: Context, encoder: ChunkEncoder) -> None:
+        async with self._pipeline.open(chat, context) as batches:
+            async for batch in batches:
+                await stream.send(encoder.encode(batch))
 
 
 class Embeddings(Inference):
@@ -113,71 +115,8 @@ def _embeddings_answer(embed: Embed, events: Batch, _: Context) -> bytes:
     return encode_embeddings(assemble(events), embed)
 
 
-class _EventStream:
-    """A stream of server-sent events: its head waits for content, and when that is long in coming, heartbeats go."""
-
-    __slots__ = ("_beating", "_context", "_exchange", "_interval", "_last", "_loop", "_timer", "_writing")
-
-    def __init__(self, exchange: Exchange, context: Context, interval: float) -> None:
-        self._exchange = exchange
-        self._context = context
-        self._interval = interval
-        self._loop = asyncio.get_running_loop()
-        self._last = self._loop.time()
-        self._beating: asyncio.Task[None] | None = None
-        self._writing = False
-        self._timer = self._loop.call_at(self._last + interval, self._fire)
-
-    async def send(self, data: bytes) -> None:
-        if not data:
-            return
-        if self._beating is not None or not self._exchange.started:
-            await self._begin()
-        self._last = self._loop.time()
-        self._writing = True
-        await self._exchange.write(data)
-        self._writing = False
-
-    async def end(self, data: bytes) -> None:
-        self._timer.cancel()
-        await self._begin()
-        await self._exchange.write(data, more=False)
-
-    async def _begin(self) -> None:
-        if self._beating is not None:
-            await self._beating
-        if not self._exchange.started:
-            await self._exchange.start(200, [*_EVENT_STREAM, *_route(self._context)])
-
-    async def fail(self, failure: Failure) -> None:
-        """Before the head, a status of its own; after it, an error event, and no [DONE]."""
-        self._timer.cancel()
-        if self._beating is not None:
-            await self._beating
-        if not self._exchange.started:
-            raise failure
-        self._exchange.report(failure)
-        await self._exchange.write(sse.encode(encode_error(failure)), more=False)
-
-    def close(self) -> None:
-        self._timer.cancel()
-        if self._beating is not None:
-            self._beating.cancel()
-
-    def _fire(self) -> None:
-        now = self._loop.time()
-        if self._writing or self._beating is not None:
-            self._last = now  # the client does not read what there is
-        elif now - self._last >= self._interval:
-            self._last = now
-            self._beating = self._loop.create_task(self._beat())
-        self._timer = self._loop.call_at(self._last + self._interval, self._fire)
-
-    async def _beat(self) -> None:
-        if not self._exchange.started:
-            await self._exchange.start(200, _EVENT_STREAM)
-        await self._exchange.write(_HEARTBEAT)
-        self._beating = None
+def _error_event(failure: Failure) -> bytes:
+    return sse.encode(encode_error(failure))
 
 
 def _route(context: Context) -> list[tuple[bytes, bytes]]:

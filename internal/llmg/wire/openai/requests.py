@@ -41,6 +41,7 @@ from llmg.core.request import (
 from llmg.wire.openai import DIALECT
 from llmg.wire.openai.fields import NULL, convert, graft, malformed, raw_fields, split
 
+NonEmpty = Annotated[str, Meta(min_length=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
@@ -50,7 +51,7 @@ class _Strict(Struct, forbid_unknown_fields=True):
 
 
 class _Url(_Strict):
-    url: str
+    url: NonEmpty
     detail: str | None = None
 
 
@@ -117,7 +118,7 @@ class _Message(_Strict):
 
 
 class _Function(_Strict):
-    name: str
+    name: NonEmpty
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -146,7 +147,7 @@ class _JsonFormat(Struct, tag_field="type", tag="json_object"):
 
 
 class _Schema(Struct):
-    name: Annotated[str, Meta(min_length=1)]
+    name: NonEmpty
     schema: dict[str, Any] = {}
     description: str | None = None
     strict: bool | None = None
@@ -161,7 +162,7 @@ class _StreamOptions(Struct):
 
 
 class _Chat(Struct):
-    model: Annotated[str, Meta(min_length=1)]
+    model: NonEmpty
     messages: Raw
     tools: Raw = NULL
     tool_choice: Raw = NULL

@@ -1,0 +1,109 @@
+"""What is asked, and what a client learns, in the words of no door."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from msgspec import UNSET, Struct, UnsetType
+
+from llmg.core.assemble import Answer
+from llmg.core.errors import Kind
+from llmg.core.usage import Usage
+from llmg.ports import Provider
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """A request: `openai` in OpenAI's shape (REST, WebSocket), `gateway` in the JSON of chat.proto (gRPC, GraphQL).
+
+    That both say the same is tested: providers see the same request by all doors.
+    """
+
+    openai: dict[str, Any]
+    gateway: dict[str, Any]
+
+
+def asked(text: str = "Hello", *, openai: Mapping[str, Any] = {}, gateway: Mapping[str, Any] = {}) -> Asked:
+    """A request of one message, and more fields, or others."""
+    return Asked(
+        openai={"model": "m", "messages": [{"role": "user", "content": text}], **openai},
+        gateway={"model": "m", "messages": [{"role": "ROLE_USER", "parts": [{"text": {"text": text}}]}], **gateway},
+    )
+
+
+class Told(Struct, frozen=True, kw_only=True):
+    """What a client learns; ids and times are none of it. `field`: the last name in the path of the field at fault."""
+
+    choices: tuple[Any, ...] = ()
+    usage: Usage | UnsetType = UNSET
+    failure: Kind | None = None
+    field: str | None = None
+    retry_after: float | None = None
+
+
+def told(answer: Answer) -> Told:
+    """Of an answer."""
+    choices = [
+        (
+            choice.index,
+            tuple((part.kind, part.data, part.id, part.name, part.logprobs) for part in choice.parts),
+            choice.reason,
+            choice.native_reason,
+        )
+        for choice in answer.choices
+    ]
+    return Told(choices=tuple(choices), usage=answer.usage)
+
+
+def failed(kind: Kind, path: str | None, retry_after: float | None = None) -> Told:
+    """Of a failure. Doors name fields by paths of their own: `chat.top_logprobs`, `/topLogprobs`, `topLogprobs`."""
+    names = re.findall(r"[A-Za-z_]\w*", path or "")
+    field = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", names[-1]).lower() if names else None
+    return Told(failure=kind, field=field, retry_after=retry_after)
+
+
+class Reading(ABC):
+    """An answer under way."""
+
+    @abstractmethod
+    async def some(self) -> None:
+        """Waits for its first content. A whole answer has none before all is there."""
+
+    @abstractmethod
+    async def rest(self) -> Told:
+        """Waits for its end."""
+
+
+class Client(ABC):
+    """Somebody at a door, with a key or without."""
+
+    @abstractmethod
+    def begin(self, asked: Asked, *, timeout: float | None = None) -> AbstractAsyncContextManager[Reading]:
+        """Asks. Who leaves it before the end lets the client leave. `timeout`: the request's deadline in seconds."""
+
+    async def ask(self, asked: Asked, *, timeout: float | None = None) -> Told:
+        """Asks, and waits for the end of the answer."""
+        async with self.begin(asked, timeout=timeout) as reading:
+            return await reading.rest()
+
+
+class Served(ABC):
+    """A server with the door."""
+
+    @abstractmethod
+    def client(self, *, key: str | None = None, slow: bool = False) -> AbstractAsyncContextManager[Client]:
+        """Comes to the door. `slow`: with as little room for what is not read as can be."""
+
+    @abstractmethod
+    async def drain(self, grace: float) -> None:
+        """Tells the server to stop; returns when it has."""
+
+
+class Door(Struct, frozen=True, kw_only=True):
+    """A row: how it is served, and whether answers come in pieces there."""
+
+    serve: Callable[[Provider, Mapping[str, str]], AbstractAsyncContextManager[Served]]
+    streams: bool
