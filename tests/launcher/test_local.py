@@ -368,9 +368,11 @@ async def test_a_real_model(launcher: LocalLauncher, tmp_path: Path) -> None:
     assert (await asked(second, "The capital of France is")).message
 
     missing = replace(spec, file=str(tmp_path / "missing.gguf"))
-    with pytest.raises(Failure, match=r"the engine could not load the model: .*missing\.gguf") as caught:
+    with pytest.raises(Failure, match="the engine could not load the model: ") as caught:
         await launcher.ensure(missing)
     assert caught.value.kind is Kind.UPSTREAM_ERROR
+    assert missing.model in caught.value.message
+    assert str(tmp_path) not in caught.value.message
 
 
 def test_our_engines_are_modules() -> None:

@@ -120,6 +120,8 @@ class Engine:
             raise self._refused(f"{error.code().name}: {error.details()}") from error
 
     def _refused(self, reason: str) -> Failure:
+        if self.spec.file:
+            reason = reason.replace(self.spec.file, self.spec.model)  # where it lies is not for clients
         return Failure(
             Kind.UPSTREAM_ERROR,
             f"the engine could not load the model: {reason or 'it gave no reason'}",
