@@ -121,8 +121,12 @@ def test_a_declared_model_must_be_there(tmp_path: Path) -> None:
 
     with pytest.raises(Failure, match="'absent' does not exist"):
         build.check(settings("absent"))
-    (tmp_path / "present.gguf").touch()
+    file = tmp_path / "present.gguf"
+    file.write_bytes(b"GGUF and more")
     build.check(settings("present"))
+    file.write_bytes(b"<html>")
+    with pytest.raises(Failure, match=r"present\.gguf is not a GGUF file"):
+        build.check(settings("present"))
 
 
 async def test_what_an_upstream_is_sent() -> None:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from llmg.boot.settings import BackendProvider, EchoProvider, OpenAIProvider, Settings, Timeouts
 from llmg.boot.settings import Provider as Config
+from llmg.core.errors import Failure, Kind
 from llmg.ports import Launcher, Profile, Provider, Spec
 from llmg.providers.echo import Echo
 from llmg.providers.http import Origin, Transport
@@ -20,6 +21,7 @@ from llmg.routing.policies import Weighted
 from llmg.services.models import Model
 from llmg.shaping.fanout import Fanout
 
+_GGUF: Final = b"GGUF"  # how a file of that format begins
 _DIRECT: Final = 256  # PROVIDER/MODEL names of each provider whose targets are kept: clients make them up
 
 
@@ -160,12 +162,26 @@ def _direct(needs: Needs, provider: str) -> Callable[[str], router.Target]:
 
 
 def check(settings: Settings) -> None:
-    """Raises Failure when a declared local model has no file."""
+    """Raises Failure when a declared local model has no file, or one that our engine can't read."""
     for model in settings.models.values():
         for target in model.targets:
             config = settings.providers[target.provider]
             if isinstance(config, BackendProvider) and config.engine is not None:
-                make_spec(config, target.model, settings)
+                spec = make_spec(config, target.model, settings)
+                if spec.engine == "xllamacpp" and not spec.external:
+                    _check_file(spec)
+
+
+def _check_file(spec: Spec) -> None:
+    try:
+        with open(spec.file, "rb") as file:
+            begins = file.read(len(_GGUF))
+    except OSError as error:
+        reason = f"{spec.file} can't be read: {error.strerror}"
+    else:
+        reason = "" if begins == _GGUF else f"{spec.file} is not a GGUF file"
+    if reason:
+        raise Failure(Kind.MODEL_NOT_FOUND, f"the model '{spec.model}' can't be used: {reason}", param="model")
 
 
 def describe(group: router.Group) -> Model:
