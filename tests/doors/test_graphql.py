@@ -335,6 +335,24 @@ async def test_bad_input_names_the_field(fields: dict[str, Any], param: str) -> 
     assert error["extensions"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"inputs": []}, "input.inputs"),
+        ({"inputs": [{"text": "a"}] * 2049}, "input.inputs"),
+        ({"dimensions": 0}, "input.dimensions"),
+        ({"dimensions": 65_537}, "input.dimensions"),
+    ],
+    ids=["no inputs", "too many inputs", "no dimensions", "too many dimensions"],
+)
+async def test_a_bad_request_for_vectors_names_the_field(fields: dict[str, Any], param: str) -> None:
+    query = "mutation ($input: CreateEmbeddingsInput!) { createEmbeddings(input: $input) { model } }"
+    async with serving() as door:
+        error = await door.refused(query, {"input": {"model": "m", "inputs": [{"text": "a"}], **fields}})
+    assert error["extensions"]["code"] == "INVALID_REQUEST"
+    assert error["extensions"]["param"] == param
+
+
 @pytest.mark.parametrize("part", [{}, {"text": {"text": "a"}, "refusal": {"text": "b"}}, {"text": None}])
 async def test_a_part_is_of_one_kind(part: dict[str, Any]) -> None:
     async with serving() as door:

@@ -1,11 +1,11 @@
-"""The GraphQL door over WebSocket: graphql-transport-ws, and the older graphql-ws."""
+"""The GraphQL door over WebSocket: graphql-transport-ws, and the older graphql-ws; on our server, and on another."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,15 +13,56 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
-from graph.serving import CHAT, STREAM, Door, asking, serving
+from graph import serving as another
+from graph.serving import CHAT, MODEL, STREAM, Door, asking, find
 from llmg.core.errors import Failure, Kind
 from llmg.core.events import Delta
+from llmg.doors.graphql.app import make_graphql
+from llmg.doors.rest.app import Routes, make_door
+from llmg.ports import Provider
+from llmg.providers.echo import Echo
+from llmg.services.models import Models
 from llmg.testing.scripted import Gate, Scripted, saying
+from support import sockets
+from support.doors import admission
 from support.http import PATIENCE
+from support.sockets import Served
 
 # protocol: (its words for subscribe, next, complete by the client)
 WORDS = {"graphql-transport-ws": ("subscribe", "next", "complete"), "graphql-ws": ("start", "data", "stop")}
 BOTH = pytest.mark.parametrize("protocol", WORDS)
+KEYS = {"me": "sk-mine"}
+Serving = Callable[..., AbstractAsyncContextManager[Door]]
+
+
+class Ours(Door):
+    """Our own server, and how it stops."""
+
+    def __init__(self, served: Served) -> None:
+        super().__init__(served.address)
+        self.drain = served.drain
+
+
+@asynccontextmanager
+async def ours(
+    provider: Provider | None = None, *, keys: Mapping[str, str] = {}, **options: Any
+) -> AsyncIterator[Ours]:
+    """The door in front of a provider; the echo, where none is given."""
+    app = make_graphql(
+        pipeline=provider or Echo(),
+        models=Models(lambda: [MODEL], find),
+        admission=admission(keys),
+        **options,
+    )
+    async with sockets.serving(make_door(Routes({"/graphql": app}, sockets={"/graphql": app}))) as served:
+        yield Ours(served)
+
+
+@pytest.fixture(params=[ours, another.serving], ids=["ours", "uvicorn's"])
+def serving(request: pytest.FixtureRequest) -> Serving:
+    """Opens the door, on either server."""
+    opened: Serving = request.param
+    return opened
 
 
 class Client:
@@ -66,7 +107,7 @@ async def client(
 
 
 @BOTH
-async def test_a_stream(protocol: str) -> None:
+async def test_a_stream(serving: Serving, protocol: str) -> None:
     async with serving() as door, client(door, protocol) as it:
         await it.subscribe()
         said, names = "", []
@@ -79,7 +120,7 @@ async def test_a_stream(protocol: str) -> None:
     assert names == ["Started", "Opened", "Delta", "Delta", "Closed", "Finished", "Usage"]
 
 
-async def test_any_operation() -> None:
+async def test_any_operation(serving: Serving) -> None:
     async with serving() as door, client(door) as it:
         await it.subscribe(CHAT)
         answer = (await it.receive())["payload"]["data"]["createChatCompletion"]
@@ -88,7 +129,7 @@ async def test_any_operation() -> None:
 
 
 @BOTH
-async def test_many_at_once_with_request_ids_of_their_own(protocol: str) -> None:
+async def test_many_at_once_with_request_ids_of_their_own(serving: Serving, protocol: str) -> None:
     gate, failure = Gate(), Failure(Kind.OVERLOADED, "too much")
     async with serving(Scripted([gate, failure])) as door, client(door, protocol) as it:
         for number in range(5):
@@ -108,7 +149,7 @@ async def test_many_at_once_with_request_ids_of_their_own(protocol: str) -> None
 
 
 @BOTH
-async def test_unsubscribing_ends_the_upstream(protocol: str) -> None:
+async def test_unsubscribing_ends_the_upstream(serving: Serving, protocol: str) -> None:
     gate = Gate()
     provider = Scripted([*saying("Hi")[:2], gate], saying("again"))
     before = asyncio.all_tasks()
@@ -130,7 +171,7 @@ async def test_unsubscribing_ends_the_upstream(protocol: str) -> None:
 
 @BOTH
 @pytest.mark.parametrize("abruptly", [False, True], ids=["closed", "reset"])
-async def test_leaving_ends_the_upstream(protocol: str, abruptly: bool) -> None:
+async def test_leaving_ends_the_upstream(serving: Serving, protocol: str, abruptly: bool) -> None:
     gate = Gate()
     provider = Scripted([*saying("Hi")[:2], gate])
     before = asyncio.all_tasks()
@@ -149,7 +190,7 @@ async def test_leaving_ends_the_upstream(protocol: str, abruptly: bool) -> None:
 
 
 @BOTH
-async def test_who_does_not_read_slows_the_upstream_and_leaving_ends_it(protocol: str) -> None:
+async def test_who_does_not_read_slows_the_upstream_and_leaving_ends_it(serving: Serving, protocol: str) -> None:
     big = [[Delta(0, 0, "x" * 100_000)] for _ in range(500)]
     provider = Scripted([*saying("Hi")[:1], *big, Gate()])
     async with serving(provider) as door:
@@ -165,7 +206,7 @@ async def test_who_does_not_read_slows_the_upstream_and_leaving_ends_it(protocol
 
 
 @BOTH
-async def test_an_error_in_mid_stream(protocol: str) -> None:
+async def test_an_error_in_mid_stream(serving: Serving, protocol: str) -> None:
     failure = Failure(Kind.UPSTREAM_TRUNCATED, "it broke off", detail="secret")
     async with serving(Scripted([*saying("Hi")[:2], failure])) as door, client(door, protocol) as it:
         await it.subscribe()
@@ -177,7 +218,7 @@ async def test_an_error_in_mid_stream(protocol: str) -> None:
 
 
 @BOTH
-async def test_bad_input(protocol: str) -> None:
+async def test_bad_input(serving: Serving, protocol: str) -> None:
     async with serving() as door, client(door, protocol) as it:
         await it.subscribe(**asking(n=0))
         error = (await it.receive())["payload"]["errors"][0]
@@ -191,7 +232,7 @@ async def test_bad_input(protocol: str) -> None:
         assert refusal["extensions"]["code"] == "GRAPHQL_VALIDATION_FAILED"
 
 
-async def test_limits_hold_here_too() -> None:
+async def test_limits_hold_here_too(serving: Serving) -> None:
     gate = Gate()
     async with serving(Scripted([gate]), max_depth=1, max_operations=1) as door, client(door) as it:
         await it.subscribe()
@@ -215,13 +256,13 @@ async def test_limits_hold_here_too() -> None:
     ],
     ids=["no JSON", "a list", "a number", "an unknown type", "too deep", "too early"],
 )
-async def test_nonsense_closes_the_connection(sent: str, code: int) -> None:
+async def test_nonsense_closes_the_connection(serving: Serving, sent: str, code: int) -> None:
     async with serving() as door, client(door, init=False) as it:
         await it.wire.send(sent)
         assert await it.closed() == code
 
 
-async def test_nonsense_after_the_greeting() -> None:
+async def test_nonsense_after_the_greeting(serving: Serving) -> None:
     async with serving() as door:
         async with client(door) as it:
             await it.send(type="subscribe", id="1", payload=1)
@@ -231,12 +272,13 @@ async def test_nonsense_after_the_greeting() -> None:
             assert await it.closed() == 1002
 
 
-async def test_who_does_not_greet() -> None:
-    async with serving(init_timeout=0.01) as door, client(door, init=False) as it:
+@BOTH
+async def test_who_does_not_greet(serving: Serving, protocol: str) -> None:
+    async with serving(init_timeout=0.01) as door, client(door, protocol, init=False) as it:
         assert await it.closed() == 4408
 
 
-async def test_protocols_are_on_by_name() -> None:
+async def test_protocols_are_on_by_name(serving: Serving) -> None:
     async with (
         serving(transports=["graphql-transport-ws"]) as door,
         connect(door.socket_url, subprotocols=[Subprotocol("graphql-ws")]) as wire,
@@ -245,7 +287,7 @@ async def test_protocols_are_on_by_name() -> None:
 
 
 @pytest.mark.parametrize("origins", [(), ("http://good.example",)])
-async def test_a_page_of_another_origin_is_refused(origins: tuple[str, ...]) -> None:
+async def test_a_page_of_another_origin_is_refused(serving: Serving, origins: tuple[str, ...]) -> None:
     async with serving(origins=origins) as door:
         with pytest.raises(InvalidStatus) as caught:
             async with client(door, origin="http://evil.example"):
@@ -258,3 +300,114 @@ async def test_a_page_of_another_origin_is_refused(origins: tuple[str, ...]) -> 
             async with client(door, origin=origin) as it:
                 await it.send(type="ping")
                 assert (await it.receive())["type"] == "pong"
+
+
+# --- keys ----------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"authorization": "Bearer sk-mine"},
+        {"Authorization": "bearer sk-mine"},
+        {"apiKey": "sk-mine"},
+        {"x-api-key": "sk-mine"},
+    ],
+)
+async def test_a_key_in_the_first_message(protocol: str, payload: dict[str, str]) -> None:
+    provider = Scripted(saying("Hi"))
+    async with ours(provider, keys=KEYS) as door, client(door, protocol, init=False) as it:
+        await it.send(type="connection_init", payload=payload)
+        assert (await it.receive())["type"] == "connection_ack"
+        await it.subscribe()
+        assert (await it.receive())["type"] == it.item
+        assert provider.calls[0].context.principal.key_id == "me"
+
+
+@BOTH
+@pytest.mark.parametrize("header", [("Authorization", "Bearer sk-mine"), ("X-API-Key", "sk-mine")])
+async def test_a_key_in_a_header(protocol: str, header: tuple[str, str]) -> None:
+    provider = Scripted(saying("Hi"))
+    async with ours(provider, keys=KEYS) as door:
+        async with client(door, protocol, init=False, additional_headers=[header]) as it:
+            await it.send(type="connection_init")
+            assert (await it.receive())["type"] == "connection_ack"
+            await it.subscribe()
+            assert (await it.receive())["type"] == it.item
+            assert provider.calls[0].context.principal.key_id == "me"
+        with pytest.raises(InvalidStatus) as caught:
+            async with client(door, protocol, additional_headers=[(header[0], header[1] + "s")]):
+                pass
+    assert caught.value.response.status_code == 401
+
+
+@BOTH
+@pytest.mark.parametrize("payload", [None, {}, {"apiKey": "nope"}, {"authorization": "Bearer nope"}, {"apiKey": 1}])
+@pytest.mark.parametrize("headers", [[], [("X-API-Key", "sk-mine")]], ids=["", "with a good one in a header"])
+async def test_a_wrong_key_in_the_first_message(
+    protocol: str, payload: dict[str, Any] | None, headers: list[tuple[str, str]]
+) -> None:
+    async with (
+        ours(Scripted(), keys=KEYS) as door,
+        client(door, protocol, init=False, additional_headers=headers) as it,
+    ):
+        await it.send(type="connection_init", **({} if payload is None else {"payload": payload}))
+        if headers and not payload:
+            assert (await it.receive())["type"] == "connection_ack"
+        elif protocol == "graphql-ws":
+            message = await it.receive()
+            assert message["type"] == "connection_error"
+            assert message["payload"]["extensions"]["code"] == "UNAUTHENTICATED"
+            assert await it.closed() == 1011
+        else:
+            assert await it.closed() == 4403
+
+
+@BOTH
+async def test_without_a_key_nothing_is_begun(protocol: str) -> None:
+    provider = Scripted(saying("Hi"))
+    async with ours(provider, keys=KEYS) as door, client(door, protocol, init=False) as it:
+        await it.subscribe()
+        assert await it.closed() == 4401
+    assert provider.calls == []
+
+
+# --- the gateway that stops ----------------------------------------------------------------------------------------
+
+
+@BOTH
+async def test_drain(protocol: str) -> None:
+    gate = Gate()
+    provider = Scripted([*saying("Hi")[:2], gate, *saying(" there")[1:]])
+    async with ours(provider) as door, client(door, protocol) as idle, client(door, protocol) as busy:
+        await busy.subscribe(id="1")
+        async with asyncio.timeout(PATIENCE):
+            await gate.reached.wait()
+        draining = asyncio.create_task(door.drain(PATIENCE))
+        assert await idle.closed() == 1001
+        await busy.subscribe(id="2")
+        while (message := await busy.receive())["id"] != "2":
+            pass
+        assert message["type"] == "error"
+        payload = message["payload"]
+        refusal = payload[0] if isinstance(payload, list) else payload
+        assert refusal["extensions"]["code"] == "SHUTTING_DOWN"
+        gate.open()
+        while (await busy.receive())["type"] != "complete":
+            pass
+        assert await busy.closed() == 1001
+        assert await draining == 0
+
+
+@BOTH
+async def test_what_outlasts_the_grace_is_cut(protocol: str) -> None:
+    gate = Gate()
+    provider = Scripted([*saying("Hi")[:2], gate])
+    async with ours(provider) as door, client(door, protocol) as it:
+        await it.subscribe()
+        async with asyncio.timeout(PATIENCE):
+            await gate.reached.wait()
+        assert await door.drain(0.01) == 1
+        assert await it.closed() == 1001
+    assert provider.calls[0].exits == 1

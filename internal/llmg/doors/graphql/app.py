@@ -11,6 +11,8 @@ from llmg.doors.graphql.exchange import STREAMS, Exchange, Options
 from llmg.doors.graphql.limits import Limits
 from llmg.doors.graphql.schema import DEFAULT_LIMITS, Gateway, Schema, make_schema
 from llmg.doors.graphql.sockets import PROTOCOLS, Sockets
+from llmg.doors.http.guard import Guard
+from llmg.doors.http.pages import from_browser, graphiql_page
 from llmg.ports import Provider
 from llmg.services.admission import Admission
 from llmg.services.models import Models
@@ -21,16 +23,21 @@ TRANSPORTS: Final = frozenset({*STREAMS, *PROTOCOLS})
 class Door:
     """One ASGI application for both kinds of connection."""
 
-    def __init__(self, gateway: Gateway, schema: Schema, options: Options, sockets: Sockets) -> None:
+    def __init__(
+        self, gateway: Gateway, schema: Schema, options: Options, sockets: ASGIApp, page: ASGIApp | None
+    ) -> None:
         self._gateway = gateway
         self._schema = schema
         self._options = options
         self._sockets = sockets
+        self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or one connection."""
         if scope["type"] == "websocket":
             await self._sockets(scope, receive, send)
+        elif self._page is not None and from_browser(scope):
+            await self._page(scope, receive, send)
         else:
             await Exchange(scope, receive, send, self._gateway, self._schema, self._options).handle()
 
@@ -41,6 +48,7 @@ def make_graphql(
     models: Models,
     admission: Admission,
     introspection: bool = True,
+    graphiql: bool = False,
     transports: Collection[str] = TRANSPORTS,
     max_depth: int = DEFAULT_LIMITS.depth,
     max_aliases: int = DEFAULT_LIMITS.aliases,
@@ -53,10 +61,11 @@ def make_graphql(
 ) -> ASGIApp:
     """The door, to be mounted at one path for HTTP and WebSocket.
 
+    `graphiql`: browsers are shown it (its assets are to be mounted beside the door: doors/http/pages.py).
     `transports`: which of TRANSPORTS subscriptions may use. `max_depth`, `max_aliases`, `max_tokens` bound a document;
     `max_body` bytes; `max_operations` at once over one WebSocket. `heartbeat`: seconds of silence in a stream after
     which one is sent; `init_timeout`: seconds for a WebSocket's connection_init. `origins`: other origins whose pages
-    may open a WebSocket here.
+    may open a WebSocket here, besides this host's and loopback's.
     """
     gateway = Gateway(pipeline, models, admission)
     schema = make_schema(Limits(max_depth, max_aliases, max_tokens), introspection=introspection)
@@ -65,8 +74,8 @@ def make_graphql(
         gateway,
         schema,
         protocols=[name for name in PROTOCOLS if name in transports],
-        origins=origins,
         init_timeout=init_timeout,
         operations=max_operations,
     )
-    return Door(gateway, schema, options, sockets)
+    guarded = Guard(sockets, hosts=None, origins=origins)
+    return Door(gateway, schema, options, guarded, graphiql_page() if graphiql else None)

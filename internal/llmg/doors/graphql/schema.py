@@ -18,6 +18,7 @@ from llmg.core.errors import Failure, internal, invalid
 from llmg.core.events import Batch
 from llmg.core.request import Request
 from llmg.doors.graphql import errors
+from llmg.doors.graphql.execution import Execution
 from llmg.doors.graphql.inputs import ChatInput, CreateEmbeddingsInput, decode_chat, decode_embed
 from llmg.doors.graphql.limits import Limits, Prepared, Preparing
 from llmg.doors.graphql.outputs import (
@@ -190,6 +191,7 @@ def make_schema(limits: Limits = DEFAULT_LIMITS, *, introspection: bool = True) 
         Mutation,
         Subscription,
         types=[Model],
+        execution_context_class=Execution,
         config=StrawberryConfig(scalar_map=SCALARS, disable_field_suggestions=not introspection),
         extensions=[partial(Preparing, prepared)],
     )

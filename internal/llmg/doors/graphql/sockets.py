@@ -1,36 +1,134 @@
 """WebSocket: `graphql-transport-ws`, and the older `graphql-ws`; many operations over one socket.
 
-Strawberry speaks both. What is ours: who asks, and that an operation is left in the task that runs it.
+Strawberry speaks both. What is ours: who asks, that an operation is left in the task that runs it, and the drain.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing, suppress
 from datetime import timedelta
 from typing import Any, Final
 
 import msgspec
 from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 from strawberry.asgi import GraphQL
+from strawberry.exceptions import ConnectionRejectionError
 from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL, GRAPHQL_WS_PROTOCOL
 from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import BaseGraphQLTransportWSHandler
 from strawberry.subscriptions.protocols.graphql_ws.handlers import BaseGraphQLWSHandler
 from strawberry.types.execution import PreExecutionError
+from strawberry.types.unset import UNSET
 
+from llmg.core.context import ANONYMOUS, Principal
+from llmg.core.errors import Failure, Kind
+from llmg.doors.graphql import errors
 from llmg.doors.graphql.schema import Asking, Gateway, Schema
+from llmg.doors.http.draining import drain_of
+from llmg.doors.http.guard import refuse
+from llmg.doors.http.handshake import principal_of
+from llmg.wire.websocket import Close
 
 TRANSPORT_WS: Final = GRAPHQL_TRANSPORT_WS_PROTOCOL
 LEGACY_WS: Final = GRAPHQL_WS_PROTOCOL
 PROTOCOLS: Final = (TRANSPORT_WS, LEGACY_WS)
 
 _WRONG_SHAPE: Final = (TypeError, AttributeError, ValueError)
+_GOING: Final = Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down")
+
+
+class _Leave:
+    """Closes a connection when the server drains: as soon as none of its operations is under way."""
+
+    def __init__(self, websocket: Any) -> None:
+        self._websocket = websocket
+        self._drain = drain_of(websocket.ws.scope)
+        self._running: set[asyncio.Task[Any]] = set()
+        self._closing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> _Leave:
+        self._drain.add(self._look)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._drain.discard(self._look)
+        if self._closing is not None:
+            await self._closing
+
+    @property
+    def begun(self) -> bool:
+        """Does the server drain?"""
+        return self._drain.begun
+
+    def watch(self, task: asyncio.Task[Any]) -> None:
+        """An operation, until its last message is out."""
+        self._running.add(task)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        self._look()
+
+    def _look(self) -> None:
+        if self._drain.begun and not self._running:
+            self.close(Close.GOING_AWAY, "Going away")
+
+    def close(self, code: int, reason: str) -> None:
+        """Closes the connection, from where nobody can wait for it."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close(code, reason))
+
+    async def _close(self, code: int, reason: str) -> None:
+        with suppress(RuntimeError, WebSocketDisconnect):  # somebody was faster
+            await self._websocket.close(code=code, reason=reason)
+
+
+def _going(context: Asking) -> list[dict[str, Any]]:
+    """The errors of an operation that the drain has cut."""
+    found: list[dict[str, Any]] = errors.refusal(_GOING, context.gateway.admission.request_id())["errors"]
+    return found
+
+
+async def _told(tell: Callable[[str], Awaitable[None]], operations: Iterable[str]) -> None:
+    """Tells each, if anybody is still there."""
+    with suppress(RuntimeError, WebSocketDisconnect):
+        for id in operations:
+            await tell(id)
 
 
 class _TransportHandler(BaseGraphQLTransportWSHandler[Asking, None]):
+    leave: _Leave
+
+    async def handle(self) -> None:
+        """One connection."""
+        async with _Leave(self.websocket) as self.leave:
+            await super().handle()
+
+    async def handle_subscribe(self, message: Any) -> None:
+        """An operation; none is begun any more when the server drains."""
+        if self.leave.begun and self.connection_acknowledged:
+            await self._cut(message["id"])
+            return
+        before = set(self.operations)
+        await super().handle_subscribe(message)
+        for id in self.operations.keys() - before:
+            task = self.operations[id].task
+            assert task is not None
+            self.leave.watch(task)
+
+    async def _cut(self, id: str) -> None:
+        message: Any = {"type": "error", "id": id, "payload": _going(self.context)}
+        await self.send_message(message)
+
+    async def shutdown(self) -> None:
+        """The connection ends; operations that the drain has cut are told so."""
+        if self.leave.begun:
+            await _told(self._cut, list(self.operations))
+        await super().shutdown()
+
     async def handle_message(self, message: Any) -> None:
         try:
             await super().handle_message(message)
@@ -39,6 +137,42 @@ class _TransportHandler(BaseGraphQLTransportWSHandler[Asking, None]):
 
 
 class _LegacyHandler(BaseGraphQLWSHandler[Asking, None]):
+    leave: _Leave
+
+    async def handle(self) -> None:
+        """One connection. Strawberry has no time limit for the greeting of this protocol."""
+        loop, patience = asyncio.get_running_loop(), self.view.connection_init_wait_timeout.total_seconds()
+        async with _Leave(self.websocket) as self.leave:
+            timer = loop.call_later(patience, self._init_is_late)
+            try:
+                await super().handle()
+            finally:
+                timer.cancel()
+
+    def _init_is_late(self) -> None:
+        if not self.connection_acknowledged:
+            self.leave.close(4408, "Connection initialisation timeout")
+
+    async def handle_start(self, message: Any) -> None:
+        """An operation; none is begun any more when the server drains."""
+        if self.leave.begun and self.connection_acknowledged:
+            await self._cut(message["id"])
+            return
+        await super().handle_start(message)
+        task = self.tasks.get(message["id"])
+        if task is not None:
+            self.leave.watch(task)
+
+    async def _cut(self, id: str) -> None:
+        message: Any = {"type": "error", "id": id, "payload": _going(self.context)[0]}
+        await self.send_message(message)
+
+    async def cleanup(self) -> None:
+        """The connection ends; operations that the drain has cut are told so."""
+        if self.leave.begun:
+            await _told(self._cut, list(self.tasks))
+        await super().cleanup()
+
     async def handle_message(self, message: Any) -> None:
         try:
             await super().handle_message(message)
@@ -75,6 +209,17 @@ class _LegacyHandler(BaseGraphQLWSHandler[Asking, None]):
                 task.exception()  # it has been told to the client, or there is none any more
 
 
+class _Connected(Asking):
+    """Who asks over one connection. `known`: by the handshake; else `connection_init` has to say it."""
+
+    __slots__ = ("known",)
+
+    def __init__(self, gateway: Gateway, traceparent: str | None, principal: Principal | None) -> None:
+        super().__init__(gateway, None, traceparent)
+        self.known = principal is not None
+        self.principal = principal or ANONYMOUS
+
+
 class Sockets(GraphQL[Asking, None]):
     """The WebSocket side of the door."""
 
@@ -87,7 +232,6 @@ class Sockets(GraphQL[Asking, None]):
         schema: Schema,
         *,
         protocols: Sequence[str],
-        origins: Sequence[str],
         init_timeout: float,
         operations: int,
     ) -> None:
@@ -98,17 +242,31 @@ class Sockets(GraphQL[Asking, None]):
             subscription_protocols=protocols,
             connection_init_wait_timeout=timedelta(seconds=init_timeout),
             max_subscriptions_per_connection=operations,
-            allowed_origins=origins,
+            allowed_origins=("*",),  # there is a guard before us
         )
         self._gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection."""
-        await self.run(WebSocket(scope, receive=receive, send=send))
+        try:
+            principal = principal_of(scope, self._gateway.admission)
+        except Failure as failure:
+            await refuse(failure, scope, receive, send)
+            return
+        websocket = WebSocket(scope, receive=receive, send=send)
+        await self.run(websocket, context=_Connected(self._gateway, websocket.headers.get("traceparent"), principal))
 
-    async def get_context(self, request: Any, response: Any) -> Asking:
-        """See Strawberry's: one for the connection."""
-        return Asking(self._gateway, None, request.headers.get("traceparent"))
+    async def on_ws_connect(self, context: Asking) -> Any:
+        """See Strawberry's: who asks, if the payload of `connection_init` says so, or has to."""
+        authorization, api_key = _shown(context.connection_params)
+        try:
+            known = isinstance(context, _Connected) and context.known
+            if not known or authorization is not None or api_key is not None:
+                context.principal = self._gateway.admission.principal(authorization, api_key)
+        except Failure as failure:
+            error = errors.refusal(failure, self._gateway.admission.request_id())["errors"][0]
+            raise ConnectionRejectionError(error) from None
+        return UNSET
 
     def encode_json(self, data: object) -> str:
         """See Strawberry's."""
@@ -120,3 +278,10 @@ class Sockets(GraphQL[Asking, None]):
             return msgspec.json.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise json.JSONDecodeError(str(error), "", 0) from None
+
+
+def _shown(payload: object) -> tuple[str | None, str | None]:
+    """The key that a `connection_init` shows: as `authorization`, or as `apiKey` (or the header's name for it)."""
+    given = {name.lower(): value for name, value in payload.items()} if isinstance(payload, dict) else {}
+    authorization, api_key = given.get("authorization"), given.get("apikey", given.get("x-api-key"))
+    return None if authorization is None else str(authorization), None if api_key is None else str(api_key)

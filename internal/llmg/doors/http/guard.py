@@ -87,5 +87,7 @@ async def refuse(failure: Failure, scope: Scope, receive: Receive, send: Send) -
             return
         prefix = "websocket.http"
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if failure.kind is Kind.UNAUTHENTICATED:
+        headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": f"{prefix}.response.start", "status": STATUS[failure.kind][0], "headers": headers})
     await send({"type": f"{prefix}.response.body", "body": body})

@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn's HTTP/1.1, with the limits and the drain that it lacks.
+"""The HTTP server: uvicorn's HTTP/1.1 and WebSocket, with the limits and the drain that it lacks.
 
 Limits: the size of the headers, and the time a client takes to send. Drain: uvicorn closes idle connections at once,
 and a client that was just sending its next request on one loses it; here they get a moment to send it, and with its
@@ -23,6 +23,7 @@ from uvicorn.server import ServerState
 
 from llmg.core.errors import Failure, Kind
 from llmg.doors.http.leaving import GONE
+from llmg.doors.http.sockets import SocketProtocol, fits
 from llmg.wire.openai.errors import STATUS, encode_error
 
 # Seconds that an idle connection has for one request more when the server drains, and a client that is still sending
@@ -42,6 +43,7 @@ class LimitedProtocol(HttpToolsProtocol):
     write_timeout = 120.0  # seconds that a client may not read what there is for it
     draining: Callable[[], bool] = staticmethod(lambda: False)
     lost: Callable[[], None] = staticmethod(lambda: None)  # called when a connection is
+    sockets: type[SocketProtocol] = SocketProtocol  # what a connection becomes that is upgraded
 
     _reading = "head"  # what comes next of a request: its head, its body
     _head_bytes = -1  # of a head under way; -1: none is
@@ -101,7 +103,7 @@ class LimitedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._decline_upgrade(data[upgrade.args[0] :])
+            self._meet_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._refuse(400, Failure(Kind.INVALID_REQUEST, "the request is not valid HTTP"))
         if self._reading == "body":
@@ -124,7 +126,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._deaf or self.parser.should_upgrade():
             return
         self._stop_clock()
-        if sum([len(name) + len(value) for name, value in self.headers]) + len(self.url) > self.max_headers:
+        if self._head_is_too_large():
             self._refuse(431, self._headers_too_large())
             return
         self._reading, self._head_bytes = "body", -1
@@ -152,6 +154,45 @@ class LimitedProtocol(HttpToolsProtocol):
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
 
+    def _meet_upgrade(self, rest: bytes) -> None:
+        """The head of a request that wishes for another protocol is whole. WebSocket is granted, if it may be."""
+        if not self._wants_websocket():
+            self._decline_upgrade(rest)
+        elif self._head_is_too_large() or not fits(self.url, self.headers):
+            self._refuse(431, self._headers_too_large())
+        elif rest or (target := _target(self.url)) is None:  # nothing may follow before our answer (RFC 6455, 4.1)
+            self._refuse(400, Failure(Kind.INVALID_REQUEST, "the request is no valid WebSocket handshake"))
+        elif self.draining():
+            self._refuse(503, Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"))
+        else:
+            self._upgrade(target)
+
+    def _wants_websocket(self) -> bool:
+        """Is it a handshake of WebSocket (RFC 6455, 4.1), and the only request under way?"""
+        names = [name for name, _ in self.headers]
+        return (
+            (b"upgrade", b"websocket") in [(name, value.lower()) for name, value in self.headers]
+            and self.parser.get_method() == b"GET"
+            and self.parser.get_http_version() == "1.1"
+            and b"content-length" not in names
+            and b"transfer-encoding" not in names
+            and (self._answering is None or self._answering.response_complete)
+        )
+
+    def _upgrade(self, target: bytes) -> None:
+        """From here on the connection is a WebSocket's, and none of ours."""
+        self._stop_clock()
+        self._stop_stalled()
+        self._head_bytes = -1
+        self.connections.discard(self)
+        lines = b"".join([b"%b: %b\r\n" % header for header in self.headers])
+        websocket = self.sockets(config=self.config, server_state=self.server_state, app_state=self.app_state)
+        websocket.connection_made(self._wire)
+        self._wire.set_protocol(websocket)
+        if self.flow.write_paused:
+            websocket.pause_writing()
+        websocket.data_received(b"GET %b HTTP/1.1\r\n%b\r\n" % (target, lines))
+
     def _decline_upgrade(self, rest: bytes) -> None:
         """A wish for another protocol is not heard (RFC 9110, 7.8): the request is read again without it.
 
@@ -172,6 +213,9 @@ class LimitedProtocol(HttpToolsProtocol):
             self.parser.feed_data(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self.url, version, lines, rest))
         except httptools.HttpParserError:
             self._refuse(400, Failure(Kind.INVALID_REQUEST, "the request is not valid HTTP"))
+
+    def _head_is_too_large(self) -> bool:
+        return sum([len(name) + len(value) for name, value in self.headers]) + len(self.url) > self.max_headers
 
     def _headers_too_large(self) -> Failure:
         return Failure(Kind.REQUEST_TOO_LARGE, f"the headers are larger than {self.max_headers} bytes")
@@ -275,6 +319,18 @@ def _refusal(status: int, failure: Failure) -> bytes:
     return STATUS_LINE[status] + head + body
 
 
+def _target(url: bytes) -> bytes | None:
+    """Path and query of a request's target (RFC 9112, 3.2), whichever form it has; None where it has none."""
+    try:
+        parsed = httptools.parse_url(url)
+    except httptools.HttpParserError:
+        return None
+    if not parsed.path or not url.isascii():
+        return None
+    path: bytes = parsed.path
+    return path + b"?" + parsed.query if parsed.query else path
+
+
 class HttpServer:
     """Serves an ASGI application on a socket that is given to it, until it is told to drain."""
 
@@ -291,22 +347,34 @@ class HttpServer:
         draining: Callable[[], bool],
         write_timeout: float = LimitedProtocol.write_timeout,
         tls: ssl.SSLContext | None = None,
+        max_message: int = 32 << 20,
+        ping_interval: float = 20.0,
+        ping_timeout: float = 20.0,
     ) -> None:
-        """Sizes in bytes, times in seconds. `draining` turns true before `drain` is called."""
+        """Sizes in bytes, times in seconds. `draining` turns true before `drain` is called.
+
+        Of WebSockets: `max_message`, the largest that clients may send; `ping_interval` between our pings, the answer
+        to each of which has `ping_timeout`.
+        """
         self._tls = tls
         lost = asyncio.Event()
+        both: dict[str, Any] = {"lost": staticmethod(lost.set), "write_timeout": write_timeout}
         limits: dict[str, Any] = {
-            "lost": staticmethod(lost.set),
+            **both,
             "max_headers": max_headers,
             "header_timeout": header_timeout,
             "body_timeout": body_timeout,
-            "write_timeout": write_timeout,
             "draining": staticmethod(draining),
+            "sockets": type("LimitedSocket", (SocketProtocol,), both),
         }
         self._config = Config(
             app,
             http=type("Limited", (LimitedProtocol,), limits),
-            ws="none",
+            ws="none",  # connections are upgraded by our own protocol
+            ws_max_size=max_message,
+            ws_ping_interval=ping_interval,
+            ws_ping_timeout=ping_timeout,
+            ws_per_message_deflate=False,  # tokens are short, and each would cost its compression
             lifespan="off",
             log_config=None,
             access_log=access_log,
@@ -340,7 +408,10 @@ class HttpServer:
         self._date = asyncio.get_running_loop().call_later(1.0, self._tick)
 
     async def drain(self, grace: float) -> int:
-        """Takes no more connections, and lets requests in flight finish for `grace` seconds. How many did not."""
+        """Takes no more connections, and lets what is in flight finish for `grace` seconds. How much did not.
+
+        A WebSocket counts as one, whatever is under way on it.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + grace
         await self._stop_accepting()
@@ -354,6 +425,8 @@ class HttpServer:
             await asyncio.wait(left, timeout=LINGER)
         for connection in self._connections():
             connection.abort()
+        if still := [task for task in left if not task.done()]:  # what waited for its client does no longer
+            await asyncio.wait(still, timeout=LINGER)
         if self._date is not None:
             self._date.cancel()
         return len(left)
@@ -375,8 +448,8 @@ class HttpServer:
             async with asyncio.timeout(LINGER):
                 await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client, ssl=self._tls)
 
-    def _connections(self) -> list[LimitedProtocol]:
-        return [c for c in self._state.connections if isinstance(c, LimitedProtocol)]
+    def _connections(self) -> list[LimitedProtocol | SocketProtocol]:
+        return [c for c in self._state.connections if isinstance(c, LimitedProtocol | SocketProtocol)]
 
     async def _until_quiet(self, end: float) -> None:
         with suppress(TimeoutError):

@@ -12,6 +12,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmg.core.errors import Failure, Kind
+from llmg.doors.http.guard import refuse
 from llmg.doors.rest.exchange import Endpoint, Exchange, Guarded
 from llmg.services.admission import Admission
 from llmg.services.models import Model, Models
@@ -91,7 +92,8 @@ class NotFound(Endpoint):
         if scope["type"] == "http":
             await super().__call__(scope, receive, send)
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000, "reason": "there is no WebSocket here"})
+            failure = Failure(Kind.NOT_FOUND, f"there is no WebSocket at {scope['path'][:200]}")
+            await refuse(failure, scope, receive, send)
 
     methods = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 
@@ -108,8 +110,11 @@ class NotFound(Endpoint):
 class Door:
     """Dispatches by path: what every request needs by a look-up, the rest by Starlette's router."""
 
-    def __init__(self, exact: dict[str, ASGIApp], patterns: dict[str, ASGIApp]) -> None:
+    def __init__(
+        self, exact: Mapping[str, ASGIApp], patterns: Mapping[str, ASGIApp], sockets: Mapping[str, ASGIApp]
+    ) -> None:
         self._exact = exact
+        self._sockets = sockets
         self._router = Router(
             [Route(path, app, methods=None) for path, app in patterns.items()],
             redirect_slashes=False,
@@ -118,15 +123,16 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI call."""
-        app = self._exact.get(scope.get("path", "")) if scope["type"] == "http" else None
-        await (app or self._router)(scope, receive, send)
+        known = self._exact if scope["type"] == "http" else self._sockets
+        await (known.get(scope.get("path", "")) or self._router)(scope, receive, send)
 
 
 class Routes(Struct, frozen=True):
-    """What answers at which path: whole paths, and Starlette's patterns."""
+    """What answers at which path: whole paths, and Starlette's patterns; `sockets`, whole paths of WebSockets."""
 
     exact: Mapping[str, ASGIApp] = {}
     patterns: Mapping[str, ASGIApp] = {}
+    sockets: Mapping[str, ASGIApp] = {}
 
 
 def openai_routes(*, chat: ASGIApp, embeddings: ASGIApp, models: Models, admission: Admission) -> Routes:
@@ -145,7 +151,9 @@ def make_door(
     """All of these, and the paths that operators need."""
     exact: dict[str, ASGIApp] = {"/healthz": Health(), "/readyz": Ready(draining), "/version": Version(version)}
     patterns: dict[str, ASGIApp] = {}
+    sockets: dict[str, ASGIApp] = {}
     for some in routes:
         exact.update(some.exact)
         patterns.update(some.patterns)
-    return Door(exact, patterns)
+        sockets.update(some.sockets)
+    return Door(exact, patterns, sockets)

@@ -434,7 +434,7 @@ def encode_chat(chat: Chat) -> bytes:
         body: dict[str, Any] = dict(origin.fields)
         changed = origin.changed(chat)
     else:
-        body, changed = {}, list(_ENCODE)
+        body, changed = {}, [name for name in _ENCODE if getattr(chat, name) is not UNSET]
     for name in changed:
         for field, value in _ENCODE[name](chat, body).items():
             if value is UNSET:

@@ -1,0 +1,159 @@
+"""One HTTP request, and the way out: what the doors that speak HTTP share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
+from math import ceil
+from typing import Any, ClassVar
+
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from llmg.core.errors import Failure, Kind, internal
+from llmg.doors.http.leaving import Leaving
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}\Z")
+# Names, not secrets: one seed from the system instead of a system call each.
+_random = partial(random.Random(os.urandom(32)).getrandbits, 96)
+
+
+class Exchange(ABC):
+    """The request of one ASGI call, and its answer. Each door says in its own words what a failure is."""
+
+    __slots__ = ("_leaving", "_receive", "_send", "headers", "request_id", "scope", "started")
+
+    log: ClassVar[Any] = structlog.get_logger("llmg.http")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        given = self.headers.get(b"x-request-id", b"")
+        self.request_id = given.decode() if _REQUEST_ID.match(given) else f"req_{_random():024x}"
+        self.started = False
+        self._leaving = Leaving(scope, receive)
+
+    @abstractmethod
+    def refusal(self, failure: Failure) -> tuple[int, bytes, bytes]:
+        """Status, content type and body of the answer to a request that failed."""
+
+    def header(self, name: bytes) -> str | None:
+        """One of the request's; its name in lower case."""
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body. Raises Failure (request_too_large, cancelled)."""
+        declared = self.headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > limit:
+            raise _too_large(limit)
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            whole: bytes = message.get("body", b"")
+            if len(whole) > limit:
+                raise _too_large(limit)
+            return whole
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            if message["type"] == "http.disconnect":
+                self._leaving.left = True
+                raise Failure(Kind.CANCELLED, "the client left before its request was complete")
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > limit:
+                raise _too_large(limit)
+            if not message.get("more_body"):
+                return b"".join(chunks)
+            message = await self._receive()
+
+    def watch(self) -> None:
+        """From here on, the client's leaving cancels this task."""
+        self._leaving.watch()
+
+    def done(self) -> None:
+        """The answer is out, or nobody waits for it."""
+        self._leaving.done()
+
+    @property
+    def left(self) -> bool:
+        """Has the client gone?"""
+        return self._leaving.left
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """The status line and the headers."""
+        self.started = True
+        own = (b"x-request-id", self.request_id.encode())
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, own]})
+
+    def write(self, data: bytes, *, more: bool = True) -> Awaitable[None]:
+        """A piece of the body; the last one with `more=False`. Waits while the client does not read."""
+        return self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def answer(self, status: int, body: bytes, headers: Headers = (), kind: bytes = b"application/json") -> None:
+        """A whole answer."""
+        length = (b"content-length", b"%d" % len(body))
+        await self.start(status, [(b"content-type", kind), length, *headers])
+        await self.write(body, more=False)
+
+    async def fail(self, failure: Failure, *more: tuple[bytes, bytes]) -> None:
+        """A failure before the first byte of an answer, with `more` headers."""
+        headers = list(more)
+        if failure.kind is Kind.UNAUTHENTICATED:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if failure.retry_after is not None:
+            headers.append((b"retry-after", b"%d" % ceil(failure.retry_after)))
+        if failure.kind in (Kind.REQUEST_TOO_LARGE, Kind.CLIENT_TIMEOUT):
+            headers.append((b"connection", b"close"))  # the rest of the body is not read
+        self.report(failure)
+        status, kind, body = self.refusal(failure)
+        await self.answer(status, body, headers, kind)
+
+    def report(self, failure: Failure) -> None:
+        """To the log, what the client is not told."""
+        if failure.logged or (failure.detail is None and failure.blame == "caller"):
+            return
+        level = self.log.error if failure.kind is Kind.INTERNAL else self.log.warning
+        level(failure.message, kind=failure.kind.value, request_id=self.request_id, detail=failure.detail)
+
+
+def _too_large(limit: int) -> Failure:
+    return Failure(Kind.REQUEST_TOO_LARGE, f"the body is larger than {limit} bytes")
+
+
+async def attend(exchange: Exchange, answering: Awaitable[None]) -> None:
+    """Sees an answer through: failures, clients that leave and servers that end are dealt with here."""
+    try:
+        await answering
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling() == 0:  # nobody cancelled us, but something that we wait for
+            await _failed(exchange, internal(error))
+            return
+        if task.uncancel() > 0:
+            raise
+        await _failed(exchange, Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"))
+    except Failure as failure:
+        await _failed(exchange, failure)
+    except Exception as error:  # noqa: BLE001 - the rim: nothing may leave it as a stack trace
+        await _failed(exchange, internal(error))
+    finally:
+        exchange.done()
+
+
+async def _failed(exchange: Exchange, failure: Failure) -> None:
+    if exchange.left:
+        return
+    if exchange.started:
+        exchange.report(failure)
+        raise failure  # the server closes the connection: the answer is not whole
+    await exchange.fail(failure)

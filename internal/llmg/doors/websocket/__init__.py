@@ -1,0 +1,1 @@
+"""WebSocket: `llmg.v1`, many requests over one socket."""

@@ -1,0 +1,66 @@
+"""The WebSocket door as an ASGI application, for one path."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llmg.core.errors import Failure, invalid
+from llmg.doors.http.guard import Guard, refuse
+from llmg.doors.http.handshake import principal_of
+from llmg.doors.websocket.connection import Connection, Options
+from llmg.ports import Provider
+from llmg.services.admission import Admission
+from llmg.wire.openai.errors import encode_error
+
+
+class Door:
+    """Lets connections in: by a key in the handshake's headers, or to show one in their first frame."""
+
+    def __init__(self, pipeline: Provider, admission: Admission, options: Options) -> None:
+        self._pipeline = pipeline
+        self._admission = admission
+        self._options = options
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection; one that is none is told so."""
+        if scope["type"] != "websocket":
+            await _upgrade_required(send)
+            return
+        try:
+            principal = principal_of(scope, self._admission)
+        except Failure as failure:
+            await refuse(failure, scope, receive, send)
+            return
+        await Connection(scope, receive, send, self._pipeline, self._admission, self._options, principal).run()
+
+
+async def _upgrade_required(send: Send) -> None:
+    body = encode_error(invalid("this is a WebSocket, and the request is none"))
+    headers = [
+        (b"upgrade", b"websocket"),
+        (b"connection", b"upgrade"),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+    ]
+    await send({"type": "http.response.start", "status": 426, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def make_websocket(
+    *,
+    pipeline: Provider,
+    admission: Admission,
+    max_message: int = 32 << 20,
+    max_requests: int = 100,
+    init_timeout: float = 10.0,
+    origins: Collection[str] = (),
+) -> ASGIApp:
+    """The door, to be mounted at one path.
+
+    `max_message`: bytes of a client's frame; `max_requests` at once over one socket; `init_timeout`: seconds that a
+    client has to show its key. `origins`: other origins whose pages may connect, besides this host's and loopback's.
+    """
+    options = Options(max_message=max_message, max_requests=max_requests, init_timeout=init_timeout)
+    return Guard(Door(pipeline, admission, options), hosts=None, origins=origins)
