@@ -17,12 +17,15 @@ from llmg.boot.serve import listen
 from llmg.boot.system import SystemClock
 from llmg.core.context import SILENT
 from llmg.core.errors import Failure, Kind
+from llmg.doors.gateway.app import make_gateway
+from llmg.doors.gateway.inprocess import InProcess
 from llmg.doors.graphql.app import make_graphql
 from llmg.doors.grpc.server import GrpcServer, Limits
-from llmg.doors.grpc.services import Inference
+from llmg.doors.grpc.services import DESCRIPTORS, Inference, handlers
 from llmg.doors.http.server import HttpServer
 from llmg.doors.rest.app import Routes, make_door, openai_routes
 from llmg.doors.rest.inference import ChatCompletions, Embeddings
+from llmg.doors.websocket.app import make_websocket
 from llmg.gatewayapi.v1.chat_pb2_grpc import ChatServiceStub
 from llmg.gatewayapi.v1.embeddings_pb2_grpc import EmbeddingServiceStub
 from llmg.gatewayapi.v1.models_pb2_grpc import ModelServiceStub
@@ -30,6 +33,7 @@ from llmg.ports import Provider
 from llmg.services.admission import Admission, Keys
 from llmg.services.models import Model, Models
 from llmg.testing.ids import CountingIds
+from llmg.wire.transcoding.bindings import bindings
 from support.gateway import Gateway
 
 MODELS = tuple(Model(id=name, created=7, owner="p", operations=("chat",)) for name in ("a", "b", "c/d", "e"))
@@ -102,7 +106,12 @@ async def rest_door(pipeline: Provider, *, keys: Mapping[str, str] = {}) -> Asyn
         chat=ChatCompletions(*made), embeddings=Embeddings(*made), models=some_models(), admission=let_in
     )
     graphql = make_graphql(pipeline=pipeline, models=some_models(), admission=let_in)
-    door = make_door(openai, Routes({"/graphql": graphql}), draining=draining)
+    websocket = make_websocket(pipeline=pipeline, admission=let_in)
+    upstream = InProcess(handlers(Inference(pipeline, let_in, door="gateway"), some_models()))
+    gateway = make_gateway(upstream=upstream, bindings=bindings(DESCRIPTORS), max_body=1 << 20)
+    sockets = {"/graphql": graphql, "/v1/ws": websocket}
+    own = Routes(sockets, {"/api/{path:path}": gateway}, sockets)
+    door = make_door(openai, own, draining=draining)
     server = HttpServer(
         door,
         max_headers=1 << 16,

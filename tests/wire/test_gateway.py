@@ -302,11 +302,15 @@ BAD_EMBEDS: list[tuple[dict[str, Any], str]] = [
     ({"inputs": [{"text": "a"}, {"text": ""}]}, "inputs[1]"),
     ({"inputs": [{"tokens": {"ids": []}}]}, "inputs[0]"),
     ({"inputs": [{}]}, "inputs[0]"),
+    ({"inputs": [{"text": "a"}] * 2049}, "inputs"),
     ({"dimensions": 0}, "dimensions"),
+    ({"dimensions": 65_537}, "dimensions"),
 ]
 
 
-@pytest.mark.parametrize(("fields", "field"), BAD_EMBEDS)
+@pytest.mark.parametrize(
+    ("fields", "field"), BAD_EMBEDS, ids=[f"{i}-{field}" for i, (_, field) in enumerate(BAD_EMBEDS)]
+)
 def test_a_bad_request_for_vectors_is_refused_by_its_field(fields: dict[str, Any], field: str) -> None:
     asked = embeddings_pb2.CreateEmbeddingsRequest(**{"model": "m", "inputs": [{"text": "a"}], **fields})
     with pytest.raises(Failure) as raised:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import grpc
@@ -64,6 +67,25 @@ def _ms(seconds: float) -> int:
     return min(round(seconds * 1000), 2**31 - 1)
 
 
+@contextmanager
+def polite_threads() -> Iterator[None]:
+    """Threads that are started inside don't interrupt ours when they wake up: they run when it waits.
+
+    gRPC wakes one of its own for each step of each call. That each took the processor from the event loop, to hand it
+    a byte, was a third of what an event of a paced stream cost. Only Linux can be told, and only where it lets us.
+    """
+    changed = False
+    if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER:
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            changed = True
+    try:
+        yield
+    finally:
+        if changed:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 class GrpcServer:
     """All of it, from `start` to `drain`. Made on the event loop that serves it."""
 
@@ -80,10 +102,11 @@ class GrpcServer:
         """`credentials`: for TLS. `reuse_port`: other processes listen at the same port."""
         self._inference = inference
         self._credentials = credentials
-        self._server = grpc.aio.server(
-            options=(*limits.options(), ("grpc.so_reuseport", int(reuse_port))),
-            maximum_concurrent_rpcs=limits.calls or None,
-        )
+        with polite_threads():
+            self._server = grpc.aio.server(
+                options=(*limits.options(), ("grpc.so_reuseport", int(reuse_port))),
+                maximum_concurrent_rpcs=limits.calls or None,
+            )
         self._health = health.aio.HealthServicer()
         add_ChatServiceServicer_to_server(Chat(inference), self._server)
         add_EmbeddingServiceServicer_to_server(Embeddings(inference), self._server)
@@ -99,7 +122,8 @@ class GrpcServer:
             port = self._server.add_insecure_port(address)
         else:
             port = self._server.add_secure_port(address, self._credentials)
-        await self._server.start()
+        with polite_threads():
+            await self._server.start()
         for name in ("", *SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return port

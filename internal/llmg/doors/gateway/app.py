@@ -1,0 +1,237 @@
+"""The REST gateway as an ASGI application: HTTP and JSON in, RPCs out, by a table of bindings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+import structlog
+from google.protobuf.descriptor_pool import Default, DescriptorPool
+from google.protobuf.message import Message
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llmg.core.errors import Failure, Kind, not_implemented
+from llmg.doors.gateway import metadata, statuses
+from llmg.doors.gateway.upstream import Call, Status, Upstream
+from llmg.doors.http import exchange as http
+from llmg.doors.http.exchange import Headers
+from llmg.doors.http.pages import accepts
+from llmg.doors.http.stream import Stream
+from llmg.wire import jsonapi, sse
+from llmg.wire.jsonapi import Source, refused
+from llmg.wire.transcoding.bindings import Binding
+from llmg.wire.transcoding.codec import Codec
+from llmg.wire.transcoding.requests import Transcoder
+from llmg.wire.transcoding.routes import Found, Routes
+
+
+class Exchange(http.Exchange):
+    """The request of one ASGI call, and its answer."""
+
+    __slots__ = ()
+
+    log = structlog.get_logger("llmg.gateway")
+
+    def refusal(self, failure: Failure) -> tuple[int, bytes, bytes]:
+        """See Exchange."""
+        status = jsonapi.problems(failure)[0].status
+        return status, jsonapi.CONTENT_TYPE, jsonapi.encode(failure, self.request_id)
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """`max_body` in bytes, `heartbeat` in seconds."""
+
+    max_body: int
+    heartbeat: float
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+class _Events:
+    """Server-sent events: a message each, an error as one of type `error`."""
+
+    kind = b"text/event-stream; charset=utf-8"
+    heartbeat = sse.comment(b"heartbeat")
+
+    @staticmethod
+    def message(body: bytes) -> bytes:
+        return b"data: %b\n\n" % body
+
+    @staticmethod
+    def error(failure: Failure, request_id: str) -> bytes:
+        return sse.encode(jsonapi.encode(failure, request_id), b"error")
+
+
+class _Lines:
+    """JSON in lines, as grpc-gateway has it: `{"result": MESSAGE}`, `{"error": ERROR}`; empty ones mean nothing."""
+
+    heartbeat = b"\n"
+
+    def __init__(self, kind: bytes) -> None:
+        self.kind = kind
+
+    @staticmethod
+    def message(body: bytes) -> bytes:
+        return b'{"result":%b}\n' % body
+
+    @staticmethod
+    def error(failure: Failure, request_id: str) -> bytes:
+        return b'{"error":%b}\n' % msgspec.json.encode(jsonapi.document(failure, request_id)["errors"][0])
+
+
+_FORMATS: Final[tuple[tuple[bytes, _Events | _Lines], ...]] = (
+    (b"text/event-stream", _Events()),
+    (b"application/jsonl", _Lines(b"application/jsonl")),
+)
+_DEFAULT: Final = _Lines(b"application/x-ndjson")
+
+
+def _format(accept: bytes) -> _Events | _Lines:
+    for name, format in _FORMATS:
+        if accepts(accept, name):
+            return format
+    return _DEFAULT
+
+
+# --- methods ---------------------------------------------------------------------------------------------------------
+
+
+class _Endpoint:
+    """One binding."""
+
+    def __init__(self, binding: Binding, codec: Codec, upstream: Upstream, options: Options) -> None:
+        self._transcoder = Transcoder(binding, codec)
+        self._takes_body = bool(binding.body)
+        self._options = options
+        self._name = binding.rpc.full_name
+        self._unary = self._stream = None
+        if binding.client_streaming:
+            return
+        if binding.server_streaming:
+            self._stream = upstream.stream(binding.rpc)
+        else:
+            self._unary = upstream.unary(binding.rpc)
+
+    async def answer(self, exchange: Exchange, segments: list[str]) -> None:
+        """One request."""
+        if self._unary is None and self._stream is None:
+            raise not_implemented(f"a stream of requests ({self._name}) by HTTP")
+        call = Call(
+            metadata=metadata.incoming(exchange.scope, exchange.request_id), timeout=metadata.timeout(exchange.headers)
+        )
+        body = await exchange.body(self._options.max_body)
+        if body and self._takes_body:
+            _check_media_type(exchange.headers)
+        request = self._transcoder.decode(body, segments, exchange.scope["query_string"])
+        exchange.watch()
+        try:
+            if self._unary is not None:
+                response = await self._unary(request, call)
+                headers = metadata.outgoing(call.initial, call.trailing)
+                await exchange.answer(200, self._transcoder.encode(response), headers)
+            else:
+                await self._answer_stream(exchange, request, call)
+        except Status as status:
+            raise statuses.failure(status, self._transcoder.source) from None
+
+    async def _answer_stream(self, exchange: Exchange, request: Message, call: Call) -> None:
+        format = _format(exchange.headers.get(b"accept", b""))
+
+        def more() -> Headers:
+            return metadata.outgoing(call.initial, call.trailing)
+
+        stream = Stream(
+            exchange,
+            headers=[(b"content-type", format.kind), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")],
+            more=more,
+            heartbeat=format.heartbeat,
+            interval=self._options.heartbeat,
+            failing=lambda failure: format.error(failure, exchange.request_id),
+        )
+        await stream.carry(self._send(stream, format, request, call))
+
+    async def _send(self, stream: Stream, format: _Events | _Lines, request: Message, call: Call) -> None:
+        assert self._stream is not None
+        encode, frame, send = self._transcoder.encode, format.message, stream.send
+
+        async def write(message: Message) -> None:
+            await send(frame(encode(message)))
+
+        try:
+            await self._stream(request, call, write)
+        except Status as status:
+            raise statuses.failure(status, self._transcoder.source) from None
+
+
+def _check_media_type(headers: Mapping[bytes, bytes]) -> None:
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        words = "the body must not be compressed"
+        raise refused(Kind.UNSUPPORTED_MEDIA_TYPE, words, Source(header="content-encoding"))
+    kind, *params = [part.strip().lower() for part in headers.get(b"content-type", b"").split(b";")]
+    charsets = [param.partition(b"=")[2].strip(b'"') for param in params if param.startswith(b"charset=")]
+    is_json = kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
+    if not is_json or any(charset not in (b"utf-8", b"utf8") for charset in charsets):
+        words = "the body must be application/json in UTF-8, and say so in Content-Type"
+        raise refused(Kind.UNSUPPORTED_MEDIA_TYPE, words, Source(header="content-type"))
+
+
+class Door:
+    """All bindings, behind one ASGI application."""
+
+    def __init__(self, routes: Routes[_Endpoint]) -> None:
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        exchange = Exchange(scope, receive, send)
+        await http.attend(exchange, self._answer(exchange))
+
+    async def _answer(self, exchange: Exchange) -> None:
+        scope = exchange.scope
+        raw = scope.get("raw_path")
+        path = quote(scope["path"]) if raw is None else raw.decode("latin-1")
+        try:
+            found = self._routes.find(scope["method"], path)
+        except ValueError as error:
+            raise Failure(Kind.INVALID_REQUEST, f"invalid path: {error}") from None
+        if found.target is not None:
+            await found.target.answer(exchange, found.segments)
+        else:
+            await _refuse(exchange, found)
+
+
+async def _refuse(exchange: Exchange, found: Found[_Endpoint]) -> None:
+    method, path = exchange.scope["method"], exchange.scope["path"][:200]
+    if not found.methods:
+        raise Failure(Kind.NOT_FOUND, f"there is nothing at {method} {path}")
+    allow = (b"allow", ", ".join(sorted(_allowed(found.methods))).encode())
+    if method == "OPTIONS":
+        await exchange.start(204, [allow])
+        await exchange.write(b"", more=False)
+    else:
+        await exchange.fail(Failure(Kind.METHOD_NOT_ALLOWED, f"{method} is not for {path}"), allow)
+
+
+def _allowed(methods: frozenset[str]) -> frozenset[str]:
+    return methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
+
+
+def make_gateway(
+    *,
+    upstream: Upstream,
+    bindings: Iterable[Binding],
+    pool: DescriptorPool | None = None,
+    max_body: int = 32 << 20,
+    heartbeat: float = 10.0,
+) -> ASGIApp:
+    """The door, for all paths that the bindings have, and all below them; what is not there is answered 404.
+
+    `pool` has the messages that an Any may hold; None: the process's own. `max_body` bytes; `heartbeat`: seconds of
+    silence in a stream after which one is sent. Raises ValueError when the upstream lacks an RPC.
+    """
+    options = Options(max_body=max_body, heartbeat=heartbeat)
+    codec = Codec(Default() if pool is None else pool)
+    return Door(Routes((binding, _Endpoint(binding, codec, upstream, options)) for binding in bindings))

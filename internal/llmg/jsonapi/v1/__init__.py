@@ -1,0 +1,1 @@
+"""Generated from apis/llmg/jsonapi/v1. Not to be edited."""
