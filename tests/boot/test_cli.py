@@ -152,26 +152,37 @@ async def test_the_log_is_json_and_holds_no_secret(serve: Serve) -> None:
 # -- chat -----------------------------------------------------------------------------------------------------------
 
 
-async def chat(gateway: Served, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+WAYS: dict[str, tuple[str, ...]] = {"http": (), "grpc": ("--grpc",)}
+BOTH = pytest.mark.parametrize("way", WAYS)
+
+
+def where(gateway: Served, way: str) -> str:
+    """Where it listens for this way."""
+    return gateway.grpc_address if way == "grpc" else "http://{}:{}".format(*gateway.address)
+
+
+async def chat(gateway: Served, way: str, *words: str, given: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """`llmg chat`, on a thread: what it talks to may be on this one."""
-    url = "http://{}:{}".format(*gateway.address)
-    return await asyncio.to_thread(llmg, "chat", "--url", url, *words, directory=ROOT, given=given)
+    words = ("chat", *WAYS[way], "--url", where(gateway, way), *words)
+    return await asyncio.to_thread(llmg, *words, directory=ROOT, given=given, **env)
 
 
-async def test_chat_answers_one_question(serve: Serve) -> None:
+@BOTH
+async def test_chat_answers_one_question(serve: Serve, way: str) -> None:
     gateway = await serve(ECHO)
-    done = await chat(gateway, "Hello there, friend")
+    done = await chat(gateway, way, "Hello there, friend")
     assert (done.returncode, done.stdout, done.stderr) == (0, "Hello there, friend\n", "")
-    url = "{}:{}".format(*gateway.address)
-    done = await asyncio.to_thread(llmg, "chat", "Hello", directory=ROOT, LLMG_HTTP__SERVER_ADDR=url)
+    own = {f"LLMG_{way.upper()}__SERVER_ADDR": where(gateway, way).removeprefix("http://")}
+    done = await asyncio.to_thread(llmg, "chat", *WAYS[way], "Hello", directory=ROOT, **own)
     assert (done.returncode, done.stdout, done.stderr) == (0, "Hello\n", "")
 
 
-async def test_chat_keeps_a_conversation_that_is_piped_in(serve: Serve) -> None:
+@BOTH
+async def test_chat_keeps_a_conversation_that_is_piped_in(serve: Serve, way: str) -> None:
     async with upstream(good) as up:
         gateway = await serve(to_upstream(up.base_url))
         done = await chat(
-            gateway, "-m", "m", "-s", "Be kind.", "--temperature", "0", "--max-tokens", "9", given="One\n\nTwo\n"
+            gateway, way, "-m", "m", "-s", "Be kind.", "--temperature", "0", "--max-tokens", "9", given="One\n\nTwo\n"
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "Hello there\nHello there\n", "")
         first, second = (call.body for call in up.calls)
@@ -186,43 +197,61 @@ async def test_chat_keeps_a_conversation_that_is_piped_in(serve: Serve) -> None:
         assert 9 in (second.get("max_tokens"), second.get("max_completion_tokens"))
 
 
-async def test_chat_goes_on_after_a_failure(serve: Serve) -> None:
+@BOTH
+async def test_chat_goes_on_after_a_failure(serve: Serve, way: str) -> None:
     async with upstream(error_data, good) as up:
         gateway = await serve(to_upstream(up.base_url))
-        done = await chat(gateway, given="One\nTwo\n")
+        done = await chat(gateway, way, given="One\nTwo\n")
         assert done.returncode == 0
         assert done.stdout.endswith("Hello there\n")
         assert done.stderr.strip()
         assert [m["content"] for m in up.last.body["messages"]] == ["Two"]  # what failed was not said
 
 
-async def test_chat_with_a_model_that_does_not_exist(serve: Serve) -> None:
+@BOTH
+async def test_chat_with_a_model_that_does_not_exist(serve: Serve, way: str) -> None:
     gateway = await serve(ECHO)
-    done = await chat(gateway, "-m", "nope", "Hello")
+    done = await chat(gateway, way, "-m", "nope", "Hello")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "the model 'nope' does not exist\n")
 
 
-async def test_chat_with_a_gateway_that_has_no_models(serve: Serve) -> None:
+@BOTH
+async def test_chat_with_a_gateway_that_has_no_models(serve: Serve, way: str) -> None:
     gateway = await serve({"providers": ECHO["providers"]})
-    done = await chat(gateway, "Hello")
+    done = await chat(gateway, way, "Hello")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "http://{}:{} names no model\n".format(*gateway.address)
+    assert done.stderr == f"{where(gateway, way)} names no model\n"
 
 
 @pytest.mark.parametrize("words", [("Hello",), ("-m", "m", "Hello"), ()])
-def test_chat_without_a_gateway(tmp_path: Path, words: tuple[str, ...]) -> None:
+@BOTH
+def test_chat_without_a_gateway(tmp_path: Path, words: tuple[str, ...], way: str) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # but nobody listens
         address = f"127.0.0.1:{unused.getsockname()[1]}"
-        done = llmg("chat", *words, directory=tmp_path, given="Hello\n", LLMG_HTTP__SERVER_ADDR=address)
+        own = {f"LLMG_{way.upper()}__SERVER_ADDR": address}
+        done = llmg("chat", *WAYS[way], *words, directory=tmp_path, given="Hello\n", **own)
     assert (done.returncode, done.stdout) == (1, "")
     hint = "start one with `llmg serve`, or name another with --url"
-    assert done.stderr == f"no gateway answers at http://{address}: {hint}\n"
+    name = address if way == "grpc" else f"http://{address}"
+    assert done.stderr == f"no gateway answers at {name}: {hint}\n"
 
 
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://127.0.0.1:x", "http://me:you@127.0.0.1", ""])
-def test_chat_with_an_address_that_is_none(tmp_path: Path, url: str) -> None:
-    done = llmg("chat", "--url", url, "Hello", directory=tmp_path)
+@pytest.mark.parametrize(
+    ("way", "url"),
+    [
+        ("http", "ftp://127.0.0.1"),
+        ("http", "http://127.0.0.1:x"),
+        ("http", "http://me:you@127.0.0.1"),
+        ("http", ""),
+        ("grpc", "ftp://127.0.0.1:8081"),
+        ("grpc", "127.0.0.1"),
+        ("grpc", "127.0.0.1:8081/v1"),
+        ("grpc", ""),
+    ],
+)
+def test_chat_with_an_address_that_is_none(tmp_path: Path, way: str, url: str) -> None:
+    done = llmg("chat", *WAYS[way], "--url", url, "Hello", directory=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("--url: expected ")
     assert "Traceback" not in done.stderr
@@ -232,6 +261,38 @@ async def test_chat_takes_an_address_without_its_scheme(serve: Serve) -> None:
     gateway = await serve(ECHO)
     done = await asyncio.to_thread(llmg, "chat", "--url", "{}:{}".format(*gateway.address), "Hello", directory=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "Hello\n", "")
+
+
+GUARDED = {**ECHO, "keys": {"mine": "sk-1234567890abcdef"}}
+
+
+@BOTH
+async def test_chat_with_an_api_key(serve: Serve, way: str) -> None:
+    gateway = await serve(GUARDED)
+    for done in (
+        await chat(gateway, way, "--api-key", "sk-1234567890abcdef", "Hello"),
+        await chat(gateway, way, "-m", "m", "Hello", LLMG_API_KEY="sk-1234567890abcdef"),
+    ):
+        assert (done.returncode, done.stdout, done.stderr) == (0, "Hello\n", "")
+    done = await chat(gateway, way, "--api-key", "sk-another-one-12345", "Hello")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "the API key is not valid\n")
+    done = await chat(gateway, way, "-m", "m", "Hello", LLMG_API_KEY="")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("an API key is needed")
+
+
+@BOTH
+def test_chat_with_a_key_that_is_none(tmp_path: Path, way: str) -> None:
+    done = llmg("chat", *WAYS[way], "--api-key", "two\nlines", "Hello", directory=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "--api-key: expected printable ASCII characters without spaces\n"
+
+
+async def test_chat_with_a_server_that_is_no_gateway(serve: Serve) -> None:
+    gateway = await serve({**ECHO, "rest": {"enabled": False}})
+    done = await chat(gateway, "http", "Hello")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "GET /v1/models" in done.stderr
 
 
 # -- what the commands do without -----------------------------------------------------------------------------------
@@ -259,7 +320,7 @@ async def test_serving_upstreams_imports_nothing_of_local_models(serve: Serve, w
     async with upstream(good) as up:
         config = to_upstream(up.base_url)
         config["providers"] |= ECHO["providers"]
-        config["grpc"] = config["graphql"] = {"enabled": False}
+        config |= {name: {"enabled": False} for name in ("grpc", "gateway", "graphql")}
         gateway = await serve(config, "--workers", workers, ready=int(workers), **IMPORTS)
         assert (await gateway.chat()).status == 200
         assert (await gateway.chat("echo/any", stream=True)).status == 200

@@ -1,10 +1,12 @@
-"""`llmg chat`: a conversation in the terminal, through a running gateway, by the gateway's own OpenAI client."""
+"""`llmg chat`: a conversation in the terminal, through a running gateway: over HTTP, or by gRPC with `llmg.client`."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 from msgspec import UNSET
@@ -14,47 +16,108 @@ from llmg.boot.system import RandomIds, SystemClock
 from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind
 from llmg.core.events import Delta, Opened
-from llmg.core.request import Chat, Message, Sampling, Text
+from llmg.core.request import Chat, Message, Role, Sampling, Text
 from llmg.providers.http import Exchange, Origin, Transport
 from llmg.providers.openai import OpenAI
 
+if TYPE_CHECKING:
+    from llmg.client import Client
+    from llmg.client.requests import ChatFields
+
+Turn = tuple[Role, str]
+_HINT: Final = "start one with `llmg serve`, or name another with --url"
+
+
+class Line(Protocol):
+    """A line to a gateway. What it raises is a Failure."""
+
+    name: str
+
+    async def models(self) -> list[str]:
+        """The names of its models; whether it answers at all."""
+        ...
+
+    def answer(self, model: str, said: Sequence[Turn]) -> AsyncIterator[str]:
+        """What the model says to that, piece by piece."""
+        ...
+
+
+Dial = Callable[[], AbstractAsyncContextManager[Line]]
+
 
 class Conversation:
-    """What was said so far, and to whom."""
+    """What was said so far, and to whom. Each question has a line of its own."""
 
-    def __init__(
-        self, url: str, model: str | None, system: str | None, temperature: float | None, max_tokens: int | None
-    ) -> None:
-        self._url = url.rstrip("/").removesuffix("/v1")
+    def __init__(self, dial: Dial, model: str | None, system: str | None) -> None:
+        self._dial = dial
         self._model = model
-        self._sampling = Sampling(
-            temperature=UNSET if temperature is None else temperature,
-            max_tokens=UNSET if max_tokens is None else max_tokens,
-        )
-        self._messages = [Message(role="system", parts=(Text(system),))] if system else []
-        self._clock, self._ids = SystemClock(), RandomIds()
+        self._said: list[Turn] = [("system", system)] if system else []
 
     async def say(self, text: str) -> AsyncIterator[str]:
         """The answer to it, piece by piece. Raises Failure."""
-        transport = Transport()
-        try:
-            await self._reach(transport)
-            messages = [*self._messages, Message(role="user", parts=(Text(text),))]
-            model = self._model = self._model or await self._first_model(transport)
-            chat = Chat(model=model, messages=tuple(messages), sampling=self._sampling, stream=True)
+        async with self._dial() as line:
+            names = await line.models()
+            if not (self._model or names):
+                raise Failure(Kind.MODEL_NOT_FOUND, f"{line.name} names no model")
+            model = self._model = self._model or names[0]
+            said: list[Turn] = [*self._said, ("user", text)]
             answer: list[str] = []
-            async for piece in self._pieces(OpenAI(transport, Origin(self._url + "/v1")), chat):
+            async for piece in line.answer(model, said):
                 answer.append(piece)
                 yield piece
-            self._messages = [*messages, Message(role="assistant", parts=(Text("".join(answer)),))]
+            self._said = [*said, ("assistant", "".join(answer))]
+
+
+def over_http(url: str, api_key: str | None, temperature: float | None, max_tokens: int | None) -> Dial:
+    """By the gateway's own OpenAI client. `url` is http(s)."""
+
+    @asynccontextmanager
+    async def dial() -> AsyncIterator[Line]:
+        transport = Transport()
+        try:
+            yield _Http(transport, url.rstrip("/").removesuffix("/v1"), api_key, sampling)
         finally:
             await transport.close()
 
-    async def _pieces(self, provider: OpenAI, chat: Chat) -> AsyncIterator[str]:
+    sampling = Sampling(
+        temperature=UNSET if temperature is None else temperature,
+        max_tokens=UNSET if max_tokens is None else max_tokens,
+    )
+    return dial
+
+
+class _Http:
+    def __init__(self, transport: Transport, url: str, api_key: str | None, sampling: Sampling) -> None:
+        self.name = url
+        self._transport = transport
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._provider = OpenAI(transport, Origin(url + "/v1"), api_key)
+        self._sampling = sampling
+        self._clock, self._ids = SystemClock(), RandomIds()
+
+    async def models(self) -> list[str]:
+        exchange = await self._get("/v1/models")
+        try:
+            body = await exchange.read(1 << 24)
+            return _names(body) if exchange.status == 200 else _refused(exchange.status, body)
+        finally:
+            exchange.close()
+
+    async def _get(self, path: str) -> Exchange:
+        origin = Origin(self.name)
+        try:
+            return await self._transport.send(origin, origin.head("GET", path, self._headers))
+        except Failure as failure:
+            words = f"no gateway answers at {self.name}: {_HINT}"
+            raise Failure(failure.kind, words, detail=failure.detail) from failure
+
+    async def answer(self, model: str, said: Sequence[Turn]) -> AsyncIterator[str]:
+        messages = tuple(Message(role=role, parts=(Text(text),)) for role, text in said)
+        chat = Chat(model=model, messages=messages, sampling=self._sampling, stream=True)
         new = self._ids.new()
         context = Context(id=new, request_id=new, door="cli", created=int(self._clock.time()), trail=[])
         texts: set[tuple[int, int]] = set()
-        async with provider.open(chat, context) as batches:
+        async with self._provider.open(chat, context) as batches:
             async for batch in batches:
                 for event in batch:
                     if isinstance(event, Opened) and event.kind == "text":
@@ -64,29 +127,66 @@ class Conversation:
                     ):
                         yield event.data
 
-    async def _reach(self, transport: Transport) -> None:
-        try:
-            exchange = await self._get(transport, "/healthz")
-        except Failure as failure:
-            hint = "start one with `llmg serve`, or name another with --url"
-            raise Failure(
-                failure.kind, f"no gateway answers at {self._url}: {hint}", detail=failure.detail
-            ) from failure
-        exchange.close()
 
-    async def _get(self, transport: Transport, path: str) -> Exchange:
-        origin = Origin(self._url)
-        return await transport.send(origin, origin.head("GET", path, {}))
+def _names(body: bytes) -> list[str]:
+    try:
+        return [str(model["id"]) for model in msgspec.json.decode(body)["data"]]
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        return []  # whoever this is, it names no model
 
-    async def _first_model(self, transport: Transport) -> str:
-        exchange = await self._get(transport, "/v1/models")
+
+def _refused(status: int, body: bytes) -> list[str]:
+    try:
+        said = str(msgspec.json.decode(body)["error"]["message"])
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        said = f"it answers with HTTP {status}: it may be no gateway"
+    raise Failure(Kind.UNAUTHENTICATED if status == 401 else Kind.UPSTREAM_ERROR, said)
+
+
+def by_grpc(
+    target: str, api_key: str | None, temperature: float | None, max_tokens: int | None, *, tls: bool = False
+) -> Dial:
+    """By llmg's own client. `target` is HOST:PORT. Raises ValueError when it is none."""
+    from llmg.client import Client, LlmgError
+
+    @asynccontextmanager
+    async def dial() -> AsyncIterator[Line]:
+        async with client() as made:
+            try:
+                yield _Grpc(made, target, {"temperature": temperature, "max_tokens": max_tokens})
+            except LlmgError as error:
+                raise Failure(_kind(error.kind), error.message) from error
+
+    def client() -> Client:
+        return Client(target, api_key=api_key, tls=True if tls else None)
+
+    client()  # says now whether it can be made
+    return dial
+
+
+class _Grpc:
+    def __init__(self, client: Client, target: str, fields: ChatFields) -> None:
+        self.name = target
+        self._client = client
+        self._fields = fields
+
+    async def models(self) -> list[str]:
+        from llmg.client import UnavailableError
+
         try:
-            listed = msgspec.json.decode(await exchange.read(1 << 24))
-            return str(listed["data"][0]["id"])
-        except (msgspec.MsgspecError, KeyError, IndexError, TypeError):
-            raise Failure(Kind.MODEL_NOT_FOUND, f"{self._url} names no model") from None
-        finally:
-            exchange.close()
+            return [model.id for model in await self._client.models()]
+        except UnavailableError as error:
+            raise Failure(Kind.UPSTREAM_UNAVAILABLE, f"no gateway answers at {self.name}: {_HINT}") from error
+
+    async def answer(self, model: str, said: Sequence[Turn]) -> AsyncIterator[str]:
+        messages = [{"role": role, "content": text} for role, text in said]
+        async with self._client.stream(model, messages, **self._fields) as stream:
+            async for piece in stream.text:
+                yield piece
+
+
+def _kind(name: str) -> Kind:
+    return Kind(name) if name in set(Kind) else Kind.UPSTREAM_UNAVAILABLE
 
 
 def run(conversation: Conversation, prompt: str | None) -> int:

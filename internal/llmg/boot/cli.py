@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -131,21 +132,34 @@ def chat(
     system: Annotated[str | None, typer.Option("-s", "--system", help="A system message.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    grpc: Annotated[bool, typer.Option("--grpc", help="By gRPC instead of HTTP; --url is then HOST:PORT.")] = False,
+    api_key: Annotated[str | None, typer.Option(envvar="LLMG_API_KEY", help="The gateway's API key.")] = None,
     config: ConfigFile = None,
 ) -> None:
     """Talk to a model through a running gateway."""
-    from llmg.boot.chat import Conversation, run
+    from llmg.boot.chat import Conversation, by_grpc, over_http, run
     from llmg.boot.settings.units import http_url
 
+    if api_key and not re.fullmatch(r"[\x21-\x7e]+", api_key):
+        _give_up("--api-key: expected printable ASCII characters without spaces", 2)
     if url is None:
-        host, port = _load(config).http.bind
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - listening there means all of them
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        url = _where_it_listens(_load(config), grpc)
+    asked = (api_key or None, temperature, max_tokens)
     try:
         url = http_url(url if "://" in url else f"http://{url}")
+        scheme, _, target = url.partition("://")
+        dial = by_grpc(target, *asked, tls=scheme == "https") if grpc else over_http(url, *asked)
     except ValueError as error:
         _give_up(f"--url: {error}", 2)
-    raise typer.Exit(run(Conversation(url, model, system, temperature, max_tokens), prompt))
+    raise typer.Exit(run(Conversation(dial, model, system), prompt))
+
+
+def _where_it_listens(settings: Settings, grpc: bool) -> str:
+    section = settings.grpc if grpc else settings.http
+    host, port = section.bind
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - listening there means all of them
+    scheme = "http" if section.tls is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 @app.command()
