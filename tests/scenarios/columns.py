@@ -1,7 +1,7 @@
 """The doors, a row each."""
 
 from scenarios.asking import Door
-from scenarios.clients import graphql, grpc, rest
+from scenarios.clients import gateway, graphql, grpc, rest, sockets
 
-DOORS: dict[str, Door] = {**rest.DOORS, **grpc.DOORS, **graphql.DOORS}
+DOORS: dict[str, Door] = {**rest.DOORS, **grpc.DOORS, **gateway.DOORS, **graphql.DOORS, **sockets.DOORS}
 STREAMS: dict[str, Door] = {name: door for name, door in DOORS.items() if door.streams}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
+import msgspec
 from dependency_injector import containers, providers
 from msgspec import Struct
 from starlette.types import ASGIApp
@@ -19,6 +20,7 @@ from llmg.boot.settings import Settings
 from llmg.boot.system import RandomIds, SystemClock
 from llmg.boot.version import version
 from llmg.doors.http.guard import Guard, is_loopback
+from llmg.doors.http.pages import graphiql_assets, make_docs
 from llmg.doors.rest.app import Routes, make_door, openai_routes
 from llmg.doors.rest.inference import ChatCompletions, Embeddings
 from llmg.ports import Clock, Launcher, Provider
@@ -28,7 +30,6 @@ from llmg.services import models as service
 from llmg.services.admission import Admission, Keys
 
 EXPOSED: Final = ("x-request-id", "x-llmg-route", "x-llmg-attempts", "retry-after")  # headers that pages may read
-HTTP_TRANSPORTS: Final = ("application/json", "text/event-stream", "multipart/mixed")
 
 
 class Draining:
@@ -76,8 +77,12 @@ def _http(wired: Wired) -> ASGIApp:
     routes = []
     if settings.rest.enabled:
         routes.append(_rest(wired))
+    if settings.websocket.enabled:
+        routes.append(_websocket(wired))
     if settings.graphql.enabled and settings.graphql.server_addr is None:
         routes.append(_graphql(wired))
+    if settings.gateway.enabled:
+        routes.append(_gateway(wired))
     return _guarded(wired, routes, settings.http.bind[0])
 
 
@@ -132,14 +137,53 @@ def _graphql(wired: Wired) -> Routes:
         models=wired.models,
         admission=wired.admission,
         introspection=graphql.introspection,
-        transports=HTTP_TRANSPORTS,
         max_depth=graphql.max_depth,
         max_aliases=graphql.max_aliases,
         max_tokens=graphql.max_tokens,
         max_body=http.max_body,
         heartbeat=http.heartbeat,
+        origins=http.origins,
+        graphiql=graphql.graphiql,
     )
-    return Routes({"/graphql": app})
+    pages = graphiql_assets() if graphql.graphiql else {}
+    return Routes({"/graphql": app, **pages}, sockets={"/graphql": app})
+
+
+def _websocket(wired: Wired) -> Routes:
+    from llmg.doors.websocket.app import make_websocket
+
+    websocket = wired.settings.websocket
+    app = make_websocket(
+        pipeline=wired.pipeline,
+        admission=wired.admission,
+        max_message=websocket.max_message,
+        max_requests=websocket.max_requests,
+        init_timeout=websocket.init_timeout,
+        origins=wired.settings.http.origins,
+    )
+    return Routes({"/v1/ws": app}, sockets={"/v1/ws": app})
+
+
+def _gateway(wired: Wired) -> Routes:
+    from llmg.doors.gateway.app import make_gateway  # brings protobuf along
+    from llmg.doors.gateway.inprocess import InProcess
+    from llmg.doors.grpc.services import DESCRIPTORS, Inference, handlers
+    from llmg.wire.transcoding.bindings import bindings
+
+    inference = Inference(wired.pipeline, wired.admission, door="gateway")
+    app = make_gateway(
+        upstream=InProcess(handlers(inference, wired.models)),
+        bindings=bindings(DESCRIPTORS),
+        max_body=wired.settings.http.max_body,
+        heartbeat=wired.settings.http.heartbeat,
+    )
+    return Routes(_docs() if wired.settings.gateway.docs else {}, {"/api/{path:path}": app})
+
+
+def _docs() -> dict[str, ASGIApp]:
+    from llmg.wire.openapi.own import own
+
+    return make_docs(msgspec.json.encode(own()))
 
 
 def _grpc(wired: Wired) -> Any:

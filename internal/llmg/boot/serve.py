@@ -99,6 +99,7 @@ def _http_server(settings: Settings, app: ASGIApp, draining: Callable[[], bool])
         header_timeout=http.header_timeout,
         body_timeout=http.body_timeout,
         write_timeout=http.write_timeout,
+        max_message=settings.websocket.max_message,
         keep_alive=http.keep_alive,
         backlog=http.backlog,
         access_log=http.access_log,

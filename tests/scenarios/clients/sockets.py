@@ -1,0 +1,280 @@
+"""WebSockets: llmg.v1, and GraphQL's two protocols."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+
+import msgspec
+from msgspec import UNSET
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
+
+from llmg.core import events as core
+from llmg.core.assemble import assemble
+from llmg.core.errors import Kind
+from llmg.core.events import check
+from llmg.core.usage import Usage
+from llmg.ports import Provider
+from llmg.wire import websocket as wire
+from scenarios.asking import Asked, Client, Door, Reading, Served, Told, failed, told
+from scenarios.clients.graphql import operation, streamed
+from scenarios.clients.http import SMALL
+from support import graphql
+from support.doors import HttpDoors, rest_door
+from support.http import PATIENCE
+
+ID = "1"
+
+
+class SocketReading(Reading):
+    """An answer by WebSocket, of the only request of its connection."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self._frames: list[bytes] = []
+
+    async def some(self) -> None:
+        """See Reading."""
+        while not any(b"elta" in frame for frame in self._frames):
+            self._frames.append(await self._receive())
+
+    async def rest(self) -> Told:
+        """See Reading."""
+        while (told := self.told(self._frames)) is None:
+            self._frames.append(await self._receive())
+        return told
+
+    async def _receive(self) -> bytes:
+        async with asyncio.timeout(PATIENCE):
+            return await self._connection.recv(decode=False)
+
+    @abstractmethod
+    def told(self, frames: list[bytes]) -> Told | None:
+        """What these tell, if they have come to an end."""
+
+
+class Own(SocketReading):
+    """`llmg.v1`."""
+
+    def told(self, frames: list[bytes]) -> Told | None:
+        """See SocketReading."""
+        last = _frame(frames[-1]) if frames else None
+        if isinstance(last, wire.Error):
+            return failed(last.error.code, last.error.param or None, last.error.retry_after or None)
+        if not isinstance(last, wire.Done):
+            return None
+        given = [_event(event) for frame in frames[:-1] for event in _events(frame)]
+        check(given)
+        return told(assemble(given))
+
+
+_frame: Any = msgspec.json.Decoder(wire.ServerFrame).decode
+
+
+def _events(frame: bytes) -> list[wire.AnyEvent]:
+    decoded = _frame(frame)
+    assert isinstance(decoded, wire.Events)
+    return decoded.events
+
+
+def _event(given: Any) -> core.Event:
+    decoded: core.Event = _DECODE[type(given)](given)
+    return decoded
+
+
+def _logprob(given: wire.Logprob) -> core.TokenLogprob:
+    own = None if given.bytes is UNSET else given.bytes
+    return core.TokenLogprob(given.token, given.logprob, own, tuple(_logprob(one) for one in given.top or ()))
+
+
+def _delta(given: wire.Delta) -> core.Delta:
+    logprobs = UNSET if given.logprobs is UNSET else tuple(_logprob(one) for one in given.logprobs)
+    return core.Delta(given.choice, given.part, given.data or given.text or "", logprobs)
+
+
+def _usage(given: wire.Usage) -> Usage:
+    counts = {name: getattr(given, name) for name in given.__struct_fields__ if name not in ("estimated", "final")}
+    return Usage(**counts, source="estimated" if given.estimated else "upstream")
+
+
+_DECODE: dict[type, Any] = {
+    wire.Started: lambda g: core.Started(g.id, g.created, g.model, g.system_fingerprint, g.service_tier),
+    wire.Opened: lambda g: core.Opened(g.choice, g.part, g.kind, g.id, g.name),
+    wire.Delta: _delta,
+    wire.Annotated: lambda g: core.Annotated(g.choice, g.part, g.annotation),
+    wire.Closed: lambda g: core.Closed(g.choice, g.part),
+    wire.Finished: lambda g: core.Finished(g.choice, g.reason, g.native_reason),
+    wire.Usage: _usage,
+    wire.Notice: lambda g: core.Notice(g.kind, g.data),
+}
+
+
+class ByGraphQL(SocketReading):
+    """A subscription, in either protocol."""
+
+    def told(self, frames: list[bytes]) -> Told | None:
+        """See SocketReading."""
+        last = json.loads(frames[-1]) if frames else {}
+        if last.get("type") == "error":
+            errors = last["payload"]
+            return streamed(iter([{"errors": errors if isinstance(errors, list) else [errors]}]))
+        if last.get("type") != "complete":
+            return None
+        items = [json.loads(frame) for frame in frames[:-1]]
+        return streamed(item["payload"] for item in items if item["type"] in ("next", "data"))
+
+
+class Speaker(Client):
+    """Each request has a connection of its own."""
+
+    path: ClassVar[str]
+    protocol: ClassVar[str]
+    reading: ClassVar[type[SocketReading]]
+
+    def __init__(self, doors: HttpDoors, key: str | None, slow: bool) -> None:
+        self._url = "ws://{}:{}{}".format(*doors.address, self.path)
+        self._address = doors.address
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._slow = slow
+
+    @asynccontextmanager
+    async def begin(self, asked: Asked, *, timeout: float | None = None) -> AsyncIterator[Reading]:
+        """See Client."""
+        try:
+            connection = await self._connect()
+        except InvalidStatus as refused:
+            yield Refused(failed(Kind(json.loads(refused.response.body or b"{}")["error"]["code"]), None))
+            return
+        async with connection:
+            if (refusal := await self.greet(connection)) is None:
+                await connection.send(json.dumps(self.start(asked, timeout)))
+                yield self.reading(connection)
+            else:
+                yield Refused(refusal)
+            connection.transport.abort()
+
+    async def _connect(self) -> ClientConnection:
+        own = socket.socket()
+        own.setblocking(False)
+        if self._slow:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
+        await asyncio.get_running_loop().sock_connect(own, self._address)
+        return await connect(
+            self._url,
+            sock=own,
+            subprotocols=[Subprotocol(self.protocol)],
+            compression=None,
+            additional_headers=self._headers,
+            max_size=None,
+            max_queue=1 if self._slow else 16,
+        )
+
+    @abstractmethod
+    async def greet(self, connection: ClientConnection) -> Told | None:
+        """What comes first. What the server has against it, if it closes there."""
+
+    @abstractmethod
+    def start(self, asked: Asked, timeout: float | None) -> dict[str, Any]:
+        """The frame that asks."""
+
+
+class Refused(Reading):
+    """A connection that was not to be."""
+
+    def __init__(self, told: Told) -> None:
+        self._told = told
+
+    async def some(self) -> None:
+        """See Reading."""
+        raise AssertionError(self._told)
+
+    async def rest(self) -> Told:
+        """See Reading."""
+        return self._told
+
+
+class SpeaksOwn(Speaker):
+    """`llmg.v1`, which without a key in a header has to greet."""
+
+    path, protocol, reading = "/v1/ws", wire.SUBPROTOCOL, Own
+
+    async def greet(self, connection: ClientConnection) -> Told | None:
+        """See Speaker."""
+        await connection.send(json.dumps({"type": "init"}))
+        frame = _frame(await connection.recv(decode=False))
+        return failed(frame.error.code, None) if isinstance(frame, wire.Error) else None
+
+    def start(self, asked: Asked, timeout: float | None) -> dict[str, Any]:
+        """See Speaker."""
+        own = {} if timeout is None else {"timeout": timeout}
+        return {"type": "start", "id": ID, "request": asked.openai, **own}
+
+
+class SpeaksGraphQL(Speaker):
+    """`graphql-transport-ws`."""
+
+    path, protocol, reading = "/graphql", "graphql-transport-ws", ByGraphQL
+    word = "subscribe"
+
+    async def greet(self, connection: ClientConnection) -> Told | None:
+        """See Speaker."""
+        await connection.send(json.dumps({"type": "connection_init"}))
+        try:
+            answer = json.loads(await connection.recv())
+        except ConnectionClosed as closed:
+            return failed({4403: Kind.UNAUTHENTICATED}[closed.rcvd.code if closed.rcvd else 0], None)
+        if answer["type"] == "connection_error":
+            return failed(Kind[answer["payload"]["extensions"]["code"]], None)
+        assert answer["type"] == "connection_ack"
+        return None
+
+    def start(self, asked: Asked, timeout: float | None) -> dict[str, Any]:
+        """See Speaker."""
+        return {"type": self.word, "id": ID, "payload": operation(graphql.STREAM, asked, timeout)}
+
+
+class SpeaksLegacy(SpeaksGraphQL):
+    """`graphql-ws`, the protocol of subscriptions-transport-ws."""
+
+    protocol = "graphql-ws"
+    word = "start"
+
+
+class SocketServed(Served):
+    """The server, and those who come to it by WebSocket."""
+
+    def __init__(self, doors: HttpDoors, speaker: type[Speaker]) -> None:
+        self._doors = doors
+        self._speaker = speaker
+
+    @asynccontextmanager
+    async def client(self, *, key: str | None = None, slow: bool = False) -> AsyncIterator[Client]:
+        """See Served."""
+        yield self._speaker(self._doors, key, slow)
+
+    async def drain(self, grace: float) -> None:
+        """See Served."""
+        await self._doors.drain(grace)
+
+
+def _door(speaker: type[Speaker]) -> Door:
+    @asynccontextmanager
+    async def serve(provider: Provider, keys: Mapping[str, str]) -> AsyncIterator[Served]:
+        async with rest_door(provider, keys=keys) as doors:
+            yield SocketServed(doors, speaker)
+
+    return Door(serve=serve, streams=True)
+
+
+DOORS = {
+    "WebSocket": _door(SpeaksOwn),
+    "GraphQL transport-ws": _door(SpeaksGraphQL),
+    "GraphQL ws (legacy)": _door(SpeaksLegacy),
+}
