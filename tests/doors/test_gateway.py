@@ -500,6 +500,15 @@ async def test_methods(served: Served) -> None:
         assert (await connection.ask("HEAD", "/exotic/nothing")).status == 404
 
 
+@pytest.mark.parametrize(("depth", "status"), [(95, 200), (98, 200), (100, 400), (5000, 400)])
+async def test_what_is_nested_deeply(served: Served, depth: int, status: int) -> None:
+    body = b'{"inner":' * depth + b'{"size":1}' + b"}" * depth
+    response = await served.ask("POST", "/exotic/all", body, JSON)
+    assert response.status == status
+    if status == 400:
+        refused(response, 400, BAD, {"pointer": ""}, "nested too deeply")
+
+
 async def test_metadata(served: Served) -> None:
     headers = {
         "Host": "test",

@@ -77,7 +77,9 @@ async def test_the_same_answers(selection: str) -> None:
 
 @pytest.mark.parametrize("choice", [2**40, None, "one"])
 async def test_the_same_errors(choice: Any) -> None:
-    wrong: tuple[Batch, ...] = ([events.Started("1", 1, "m"), events.Opened(0, 0, "text"), events.Delta(choice, 0, "a")],)
+    wrong: tuple[Batch, ...] = (
+        [events.Started("1", 1, "m"), events.Opened(0, 0, "text"), events.Delta(choice, 0, "a")],
+    )
     ours, theirs = await both(wrong, "... on Delta { choice text }")
     assert ours == theirs
     [(_, [error])] = ours

@@ -168,16 +168,18 @@ def _gateway(wired: Wired) -> Routes:
     from llmg.doors.gateway.app import make_gateway  # brings protobuf along
     from llmg.doors.gateway.inprocess import InProcess
     from llmg.doors.grpc.services import DESCRIPTORS, Inference, handlers
-    from llmg.wire.transcoding.bindings import bindings
+    from llmg.wire.transcoding.bindings import bindings, fixed_paths
 
     inference = Inference(wired.pipeline, wired.admission, door="gateway")
+    table = bindings(DESCRIPTORS)
     app = make_gateway(
         upstream=InProcess(handlers(inference, wired.models)),
-        bindings=bindings(DESCRIPTORS),
+        bindings=table,
         max_body=wired.settings.http.max_body,
         heartbeat=wired.settings.http.heartbeat,
     )
-    return Routes(_docs() if wired.settings.gateway.docs else {}, {"/api/{path:path}": app})
+    exact = dict.fromkeys(fixed_paths(table), app) | (_docs() if wired.settings.gateway.docs else {})
+    return Routes(exact, {"/api/{path:path}": app})
 
 
 def _docs() -> dict[str, ASGIApp]:

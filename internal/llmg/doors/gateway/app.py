@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Final
 from urllib.parse import quote
@@ -14,9 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmg.core.errors import Failure, Kind, not_implemented
 from llmg.doors.gateway import metadata, statuses
-from llmg.doors.gateway.upstream import Call, Status, Upstream
+from llmg.doors.gateway import upstream as upstreams
+from llmg.doors.gateway.upstream import Call, Status, Unary, Upstream
 from llmg.doors.http import exchange as http
-from llmg.doors.http.exchange import Headers
 from llmg.doors.http.pages import accepts
 from llmg.doors.http.stream import Stream
 from llmg.wire import jsonapi, sse
@@ -99,26 +100,16 @@ def _format(accept: bytes) -> _Events | _Lines:
 # --- methods ---------------------------------------------------------------------------------------------------------
 
 
-class _Endpoint:
+class _Endpoint(ABC):
     """One binding."""
 
-    def __init__(self, binding: Binding, codec: Codec, upstream: Upstream, options: Options) -> None:
+    def __init__(self, binding: Binding, codec: Codec, options: Options) -> None:
         self._transcoder = Transcoder(binding, codec)
         self._takes_body = bool(binding.body)
         self._options = options
-        self._name = binding.rpc.full_name
-        self._unary = self._stream = None
-        if binding.client_streaming:
-            return
-        if binding.server_streaming:
-            self._stream = upstream.stream(binding.rpc)
-        else:
-            self._unary = upstream.unary(binding.rpc)
 
     async def answer(self, exchange: Exchange, segments: list[str]) -> None:
-        """One request."""
-        if self._unary is None and self._stream is None:
-            raise not_implemented(f"a stream of requests ({self._name}) by HTTP")
+        """One request, with the path's segments as the binding's template counts them. Raises Failure."""
         call = Call(
             metadata=metadata.incoming(exchange.scope, exchange.request_id), timeout=metadata.timeout(exchange.headers)
         )
@@ -127,26 +118,44 @@ class _Endpoint:
             _check_media_type(exchange.headers)
         request = self._transcoder.decode(body, segments, exchange.scope["query_string"])
         exchange.watch()
+        await self.ask(exchange, request, call)
+
+    @abstractmethod
+    async def ask(self, exchange: Exchange, request: Message, call: Call) -> None:
+        """Makes the call, and an answer of what comes back. Raises Failure."""
+
+
+class _Whole(_Endpoint):
+    """One response."""
+
+    def __init__(self, binding: Binding, codec: Codec, options: Options, call: Unary) -> None:
+        super().__init__(binding, codec, options)
+        self._call = call
+
+    async def ask(self, exchange: Exchange, request: Message, call: Call) -> None:
+        """See _Endpoint."""
         try:
-            if self._unary is not None:
-                response = await self._unary(request, call)
-                headers = metadata.outgoing(call.initial, call.trailing)
-                await exchange.answer(200, self._transcoder.encode(response), headers)
-            else:
-                await self._answer_stream(exchange, request, call)
+            response = await self._call(request, call)
         except Status as status:
             raise statuses.failure(status, self._transcoder.source) from None
+        body = self._transcoder.encode(response)
+        await exchange.answer(200, body, metadata.outgoing(call.initial, call.trailing))
 
-    async def _answer_stream(self, exchange: Exchange, request: Message, call: Call) -> None:
+
+class _Streamed(_Endpoint):
+    """As many responses as the server has."""
+
+    def __init__(self, binding: Binding, codec: Codec, options: Options, call: upstreams.Stream) -> None:
+        super().__init__(binding, codec, options)
+        self._call = call
+
+    async def ask(self, exchange: Exchange, request: Message, call: Call) -> None:
+        """See _Endpoint."""
         format = _format(exchange.headers.get(b"accept", b""))
-
-        def more() -> Headers:
-            return metadata.outgoing(call.initial, call.trailing)
-
         stream = Stream(
             exchange,
             headers=[(b"content-type", format.kind), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")],
-            more=more,
+            more=lambda: metadata.outgoing(call.initial, call.trailing),
             heartbeat=format.heartbeat,
             interval=self._options.heartbeat,
             failing=lambda failure: format.error(failure, exchange.request_id),
@@ -154,16 +163,37 @@ class _Endpoint:
         await stream.carry(self._send(stream, format, request, call))
 
     async def _send(self, stream: Stream, format: _Events | _Lines, request: Message, call: Call) -> None:
-        assert self._stream is not None
         encode, frame, send = self._transcoder.encode, format.message, stream.send
 
         async def write(message: Message) -> None:
             await send(frame(encode(message)))
 
         try:
-            await self._stream(request, call, write)
+            await self._call(request, call, write)
         except Status as status:
             raise statuses.failure(status, self._transcoder.source) from None
+
+
+class _Unserved:
+    """A stream of requests: HTTP has none that all clients can send."""
+
+    def __init__(self, binding: Binding) -> None:
+        self._name = binding.rpc.full_name
+
+    async def answer(self, exchange: Exchange, segments: list[str]) -> None:
+        """See _Endpoint."""
+        raise not_implemented(f"a stream of requests ({self._name}) by HTTP")
+
+
+_Target = _Endpoint | _Unserved
+
+
+def _target(binding: Binding, codec: Codec, upstream: Upstream, options: Options) -> _Target:
+    if binding.client_streaming:
+        return _Unserved(binding)
+    if binding.server_streaming:
+        return _Streamed(binding, codec, options, upstream.stream(binding.rpc))
+    return _Whole(binding, codec, options, upstream.unary(binding.rpc))
 
 
 def _check_media_type(headers: Mapping[bytes, bytes]) -> None:
@@ -181,7 +211,7 @@ def _check_media_type(headers: Mapping[bytes, bytes]) -> None:
 class Door:
     """All bindings, behind one ASGI application."""
 
-    def __init__(self, routes: Routes[_Endpoint]) -> None:
+    def __init__(self, routes: Routes[_Target]) -> None:
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -203,7 +233,7 @@ class Door:
             await _refuse(exchange, found)
 
 
-async def _refuse(exchange: Exchange, found: Found[_Endpoint]) -> None:
+async def _refuse(exchange: Exchange, found: Found[_Target]) -> None:
     method, path = exchange.scope["method"], exchange.scope["path"][:200]
     if not found.methods:
         raise Failure(Kind.NOT_FOUND, f"there is nothing at {method} {path}")
@@ -234,4 +264,4 @@ def make_gateway(
     """
     options = Options(max_body=max_body, heartbeat=heartbeat)
     codec = Codec(Default() if pool is None else pool)
-    return Door(Routes((binding, _Endpoint(binding, codec, upstream, options)) for binding in bindings))
+    return Door(Routes((binding, _target(binding, codec, upstream, options)) for binding in bindings))

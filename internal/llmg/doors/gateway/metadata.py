@@ -42,11 +42,11 @@ _NAMES: Final[Mapping[bytes, tuple[str, ...]]] = {
     )
     for name in _OWN | _PERMANENT
 }
-# Not a client's to set: they are HTTP/2's, gRPC's, the connection's, or set by us.
+# What passes neither way: it is HTTP/2's, gRPC's or the connection's, or set by us.
 _RESERVED: Final = frozenset(
     {
         *("te", "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "trailer", "host"),
-        *("content-length", "content-type", "user-agent", "x-request-id"),
+        *("content-length", "content-type", "user-agent", "x-request-id", "x-forwarded-for", "x-forwarded-host"),
     }
 )
 _NAME: Final = re.compile(r"[0-9a-z_.-]+")
@@ -55,7 +55,6 @@ _WAIT: Final = re.compile(r"([0-9]{1,8})([HMSmun])")
 _SECONDS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 # Those of our own that go out as they are; the request's id is the exchange's.
 _PLAIN: Final = frozenset({"x-llmg-route", "x-llmg-attempts"})
-_HELD_BACK: Final = frozenset({"x-request-id", "content-type", "trailer", *_RESERVED})
 
 
 def incoming(scope: Scope, request_id: str) -> Metadata:
@@ -84,7 +83,7 @@ def incoming(scope: Scope, request_id: str) -> Metadata:
 
 def _asked(header: bytes, raw: bytes) -> tuple[str, str | bytes]:
     name, value = header[len(_PREFIX) :].decode("latin-1").lower(), raw.decode("latin-1")
-    if not _NAME.fullmatch(name) or name in _RESERVED or name.startswith("grpc-"):
+    if not _NAME.fullmatch(name) or name in _RESERVED or name.startswith(("grpc-", "grpcgateway-")):
         raise _bad(header, "it may not be set by clients")
     if name.endswith("-bin"):
         try:
@@ -128,7 +127,7 @@ def outgoing(initial: Iterable[tuple[str, str | bytes]], trailing: Metadata) -> 
 
 def _headers(metadata: Iterable[tuple[str, str | bytes]], prefix: str) -> Iterator[tuple[bytes, bytes]]:
     for name, given in metadata:
-        if name in _HELD_BACK or name.startswith(("grpc-", ":")):
+        if name in _RESERVED or name.startswith(("grpc-", ":")):
             continue
         value = base64.b64encode(given).decode() if isinstance(given, bytes) else given
         if _VALUE.fullmatch(value):

@@ -87,7 +87,12 @@ def report(failure: Failure, request_id: str) -> None:
 def refusal(failure: Failure, request_id: str) -> dict[str, Any]:
     """The answer to a request that is not executed."""
     report(failure, request_id)
-    return {"errors": [{"message": failure.message, "extensions": extensions(failure, request_id)}]}
+    return {"errors": [told(failure, request_id)]}
+
+
+def told(failure: Failure, request_id: str) -> dict[str, Any]:
+    """A failure as it stands in an answer."""
+    return {"message": failure.message, "extensions": extensions(failure, request_id)}
 
 
 def settle(given: GraphQLError, request_id: str) -> None:

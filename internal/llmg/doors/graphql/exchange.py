@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
+import structlog
 from graphql import GraphQLError
 from starlette.types import Receive, Scope, Send
 from strawberry.schema.exceptions import InvalidOperationTypeError
@@ -25,7 +26,7 @@ from strawberry.types.graphql import OperationType
 from llmg.core.errors import Failure, Kind, internal, invalid
 from llmg.doors.graphql import errors
 from llmg.doors.graphql.schema import Asking, Gateway, Schema
-from llmg.doors.http.leaving import Leaving
+from llmg.doors.http import exchange as http
 
 JSON: Final = "application/json"
 RESPONSE: Final = "application/graphql-response+json"
@@ -50,58 +51,42 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     streams: Collection[str]
 
 
-class Exchange:
+class Exchange(http.Exchange):
     """The request of one ASGI call, and its answer."""
+
+    __slots__ = ("_accepted", "_asking", "_options", "_schema")
+
+    log = structlog.get_logger("llmg.graphql")
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, gateway: Gateway, schema: Schema, options: Options
     ) -> None:
-        self._scope = scope
-        self._receive = receive
-        self._send = send
+        super().__init__(scope, receive, send)
         self._schema = schema
         self._options = options
-        self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        self._admission = gateway.admission
-        self.request_id = self._admission.request_id(self._header(b"x-request-id"))
-        self._asking = Asking(gateway, self.request_id, self._header(b"traceparent"))
-        self._leaving = Leaving(scope, receive)
-        self._accepted = accepted(self.headers.get(b"accept", b"").decode("latin-1"), options.streams)
-        self._started = False
+        self._asking = Asking(gateway, self.request_id, self.header(b"traceparent"))
+        self._accepted = accepted(self.header(b"accept") or "", options.streams)
 
     async def handle(self) -> None:
         """All of it. Nothing leaves it as an exception but a cancellation that isn't the client's leaving."""
-        try:
-            await self._answer()
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.uncancel() > 0:
-                raise
-            if not self._leaving.left:
-                await self._refuse(Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"))
-        except Failure as failure:
-            await self._refuse(failure)
-        except Exception as mistake:  # noqa: BLE001 - the rim: nothing may leave it as a stack trace
-            await self._refuse(internal(mistake))
-        finally:
-            self._leaving.done()
-
-    def _header(self, name: bytes) -> str | None:
-        value = self.headers.get(name)
-        return None if value is None else value.decode("latin-1")
+        await http.attend(self, self._answer())
 
     async def _answer(self) -> None:
-        self._asking.principal = self._admission.principal(self._header(b"authorization"), self._header(b"x-api-key"))
-        method = self._scope["method"]
+        admission = self._asking.gateway.admission
+        self._asking.principal = admission.principal(self.header(b"authorization"), self.header(b"x-api-key"))
+        method = self.scope["method"]
         if method == "POST":
-            operation, allowed = await self._posted(), _ALL
+            self._check_media_type()
+            operation, allowed = parse_body(await self.body(self._options.max_body)), _ALL
         elif method == "GET":
-            operation, allowed = parse_query(self._scope.get("query_string", b"")), _READS
+            operation, allowed = parse_query(self.scope.get("query_string", b"")), _READS
             if self._accepted in STREAMS and any(name in self.headers for name in _PREFLIGHTED):
                 allowed = _READS | {OperationType.SUBSCRIPTION}
         else:
-            raise Failure(Kind.METHOD_NOT_ALLOWED, f"{method} is not for GraphQL")
-        self._leaving.watch()
+            failure = Failure(Kind.METHOD_NOT_ALLOWED, f"{method} is not for GraphQL")
+            await self.fail(failure, (b"allow", b"GET, POST"))
+            return
+        self.watch()
         streamed = self._accepted in STREAMS
         results: Any = await self._schema.stream(
             operation.query,
@@ -117,33 +102,13 @@ class Exchange:
             else:
                 await self._single(await anext(results))
 
-    async def _posted(self) -> Operation:
-        self._check_media_type()
-        return parse_body(await self._body())
-
     def _check_media_type(self) -> None:
         """Of the body. A page of another origin can't send JSON without asking first, so that this guards from it."""
-        given = self.headers.get(b"content-type", b"").decode("latin-1")
+        given = self.header(b"content-type") or ""
         kind, *params = [part.strip().lower() for part in given.split(";")]
         charsets = [param.partition("=")[2].strip('"') for param in params if param.startswith("charset=")]
         if kind != JSON or any(charset not in ("utf-8", "utf8") for charset in charsets):
             raise Failure(Kind.UNSUPPORTED_MEDIA_TYPE, f"the body must be {JSON} in UTF-8, and say so in Content-Type")
-
-    async def _body(self) -> bytes:
-        chunks: list[bytes] = []
-        size = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self._leaving.left = True
-                raise asyncio.CancelledError
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self._options.max_body:
-                limit = self._options.max_body
-                raise Failure(Kind.REQUEST_TOO_LARGE, f"the body is larger than {limit} bytes")
-            if not message.get("more_body"):
-                return b"".join(chunks)
 
     async def _single(self, result: ExecutionResult) -> None:
         refused = isinstance(result, PreExecutionError) or (
@@ -152,10 +117,10 @@ class Exchange:
         status, more = 200, []
         if refused:
             status = 400 if self._accepted == RESPONSE else 200  # to clients of plain JSON the rest is no answer at all
-            if self._scope["method"] == "GET" and any(_not_for_get(error) for error in result.errors or ()):
+            if self.scope["method"] == "GET" and any(_not_for_get(error) for error in result.errors or ()):
                 status, more = 405, [(b"allow", b"POST")]
         body = msgspec.json.encode(_payload(result, bare=refused))
-        await self._whole(status, body, b"%b; charset=utf-8" % self._accepted.encode(), *more)
+        await self.answer(status, body, [*more, *self._way()], _in_utf8(self._accepted))
 
     async def _stream(self, results: AsyncGenerator[ExecutionResult, None]) -> None:
         outlet = _OUTLETS[self._accepted](self, self._options.heartbeat)
@@ -163,51 +128,42 @@ class Exchange:
             async for result in results:
                 await outlet.next(_payload(result))
         except asyncio.CancelledError:
-            if self._leaving.left:
+            if self.left:
                 raise
-            await outlet.next(self._refusal(Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down")))
+            await outlet.next(self._errors(Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down")))
         except Exception as mistake:  # noqa: BLE001 - a stream under way must end with a clear error, whatever it was
-            await outlet.next(self._refusal(internal(mistake)))
+            await outlet.next(self._errors(internal(mistake)))
         finally:
             outlet.close()
         await outlet.complete()
 
-    def _refusal(self, failure: Failure) -> dict[str, Any]:
+    def _errors(self, failure: Failure) -> dict[str, Any]:
         return errors.refusal(failure, self.request_id)
 
-    async def _refuse(self, failure: Failure) -> None:
-        if self._started:
-            errors.report(failure, self.request_id)
-            raise failure  # the server closes the connection: the answer is not whole
+    def refusal(self, failure: Failure) -> tuple[int, bytes, bytes]:
+        """See Exchange."""
+        body = {"errors": [errors.told(failure, self.request_id)]}
         kind = self._accepted if self._accepted not in STREAMS else JSON
-        body = msgspec.json.encode(self._refusal(failure))
-        more = [(b"allow", b"GET, POST")] if failure.kind is Kind.METHOD_NOT_ALLOWED else []
-        if failure.kind is Kind.UNAUTHENTICATED:
-            more.append((b"www-authenticate", b"Bearer"))
-        if failure.kind is Kind.REQUEST_TOO_LARGE:
-            more.append((b"connection", b"close"))  # the rest of the body is not read
-        status = errors.CODES[failure.kind][1]
-        await self._whole(status, body, b"%b; charset=utf-8" % kind.encode(), *more)
+        return errors.CODES[failure.kind][1], _in_utf8(kind), msgspec.json.encode(body)
 
-    async def _whole(self, status: int, body: bytes, kind: bytes, *more: tuple[bytes, bytes]) -> None:
-        await self.start(status, kind, (b"content-length", b"%d" % len(body)), *more)
-        await self._send({"type": "http.response.body", "body": body})
-
-    async def start(self, status: int, kind: bytes, *more: tuple[bytes, bytes]) -> None:
+    async def start(self, status: int, headers: http.Headers) -> None:
         """The status line and the headers."""
-        self._started = True
-        own = [(b"content-type", kind), (b"vary", b"accept"), (b"x-request-id", self.request_id.encode()), *more]
-        last = self._asking.last
-        if last is not None and last.trail:
-            own += [(b"x-llmg-route", last.route.encode()), (b"x-llmg-attempts", b"%d" % len(last.trail))]
-        await self._send({"type": "http.response.start", "status": status, "headers": own})
+        await super().start(status, [*headers, (b"vary", b"accept")])
 
-    async def write(self, data: bytes, *, more: bool = True) -> None:
+    def _way(self) -> http.Headers:
+        return http.way(self._asking.last) if self._asking.last is not None else ()
+
+    async def send(self, data: bytes, *, more: bool = True) -> None:
         """A piece of a stream, its head first. Waits while the client does not read."""
-        if not self._started:
+        if not self.started:
+            kind = (b"content-type", _STREAM_TYPES[self._accepted])
             caching = [(b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no")]
-            await self.start(200, _STREAM_TYPES[self._accepted], *caching)
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+            await self.start(200, [kind, *caching, *self._way()])
+        await self.write(data, more=more)
+
+
+def _in_utf8(kind: str) -> bytes:
+    return b"%b; charset=utf-8" % kind.encode()
 
 
 def _not_for_get(error: GraphQLError) -> bool:
@@ -329,7 +285,7 @@ class _Outlet(ABC):
 
     async def _write(self, data: bytes, *, more: bool = True) -> None:
         start, self._start = self._start, b""
-        await self._exchange.write(start + data, more=more)
+        await self._exchange.send(start + data, more=more)
 
     def close(self) -> None:
         self._beating.cancel()

@@ -103,7 +103,11 @@ def _models(info: Info) -> list[Model]:
 
 def _model(info: Info, id: _Id) -> Model:
     with info.context.answering():
-        return encode_model(info.context.gateway.models.get(id))
+        try:
+            return encode_model(info.context.gateway.models.get(id))
+        except Failure as failure:
+            failure.param = "id"  # as the argument is called here
+            raise
 
 
 async def _create_chat_completion(info: Info, input: _Chat, timeout: _Timeout = None) -> ChatCompletion:

@@ -184,7 +184,7 @@ class _LegacyHandler(BaseGraphQLWSHandler[Asking, None]):
     ) -> None:
         """One operation's results; whatever ends it, its generator is closed here."""
         try:
-            results: Any = await self.schema.subscribe(
+            results: Any = await self.schema.stream(
                 query=query, variable_values=variables, operation_name=operation_name, context_value=self.context
             )
             async with aclosing(results):

@@ -13,18 +13,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection as reflecting
 from msgspec import Struct
 
-from llmg.doors.grpc.services import Chat, Embeddings, Inference, ModelList
-from llmg.gatewayapi.v1 import chat_pb2, embeddings_pb2, models_pb2
+from llmg.doors.grpc.services import DESCRIPTORS, Chat, Embeddings, Inference, ModelList
 from llmg.gatewayapi.v1.chat_pb2_grpc import add_ChatServiceServicer_to_server
 from llmg.gatewayapi.v1.embeddings_pb2_grpc import add_EmbeddingServiceServicer_to_server
 from llmg.gatewayapi.v1.models_pb2_grpc import add_ModelServiceServicer_to_server
 from llmg.services.models import Models
 
-SERVICES: Final = tuple(
-    service.full_name
-    for file in (chat_pb2, embeddings_pb2, models_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
-)
+SERVICES: Final = tuple(service.full_name for service in DESCRIPTORS)
 # Seconds for the last words of calls that are over; and calls that never end by themselves (who watches our health,
 # or keeps reflection open) are not waited for any longer.
 LINGER: Final = 1.0

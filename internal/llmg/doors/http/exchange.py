@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import structlog
 from starlette.types import Receive, Scope, Send
 
+from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind, internal
 from llmg.doors.http.leaving import Leaving
 
@@ -28,7 +29,7 @@ _random = partial(random.Random(os.urandom(32)).getrandbits, 96)
 class Exchange(ABC):
     """The request of one ASGI call, and its answer. Each door says in its own words what a failure is."""
 
-    __slots__ = ("_leaving", "_receive", "_send", "headers", "request_id", "scope", "started")
+    __slots__ = ("_leaving", "_receive", "_send", "context", "headers", "request_id", "scope", "started")
 
     log: ClassVar[Any] = structlog.get_logger("llmg.http")
 
@@ -40,6 +41,7 @@ class Exchange(ABC):
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given.decode() if _REQUEST_ID.match(given) else f"req_{_random():024x}"
         self.started = False
+        self.context: Context | None = None  # of the pipeline, once the request is on its way
         self._leaving = Leaving(scope, receive)
 
     @abstractmethod
@@ -107,7 +109,7 @@ class Exchange(ABC):
 
     async def fail(self, failure: Failure, *more: tuple[bytes, bytes]) -> None:
         """A failure before the first byte of an answer, with `more` headers."""
-        headers = list(more)
+        headers = [*more, *(way(self.context) if self.context is not None else ())]
         if failure.kind is Kind.UNAUTHENTICATED:
             headers.append((b"www-authenticate", b"Bearer"))
         if failure.retry_after is not None:
@@ -124,6 +126,14 @@ class Exchange(ABC):
             return
         level = self.log.error if failure.kind is Kind.INTERNAL else self.log.warning
         level(failure.message, kind=failure.kind.value, request_id=self.request_id, detail=failure.detail)
+
+
+def way(context: Context) -> list[tuple[bytes, bytes]]:
+    """Headers: where the answer comes from, and after how many tries where it was not the first."""
+    if not context.trail:
+        return []
+    route = (b"x-llmg-route", context.route.encode())
+    return [route] if len(context.trail) == 1 else [route, (b"x-llmg-attempts", b"%d" % len(context.trail))]
 
 
 def _too_large(limit: int) -> Failure:

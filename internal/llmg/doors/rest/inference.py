@@ -11,6 +11,7 @@ from llmg.core.context import Context, Principal
 from llmg.core.errors import Failure
 from llmg.core.events import Batch, Whole
 from llmg.core.request import Chat, Embed, Request
+from llmg.doors.http.exchange import way
 from llmg.doors.http.stream import Stream
 from llmg.doors.rest.exchange import Exchange, Guarded
 from llmg.ports import Provider
@@ -45,13 +46,14 @@ class Inference(Guarded):
         self._heartbeat = heartbeat
 
     def _context(self, exchange: Exchange, principal: Principal) -> Context:
-        return self._admission.context(
+        context = exchange.context = self._admission.context(
             "rest",
             exchange.request_id,
             principal,
             traceparent=exchange.header(b"traceparent"),
             remaining=seconds(exchange.header(b"x-llmg-timeout")),
         )
+        return context
 
     async def _whole(
         self, exchange: Exchange, request: Request, context: Context, encode: Callable[[Batch, Context], bytes]
@@ -61,7 +63,7 @@ class Inference(Guarded):
         async with self._pipeline.open(request, context) as batches:
             async for batch in batches:
                 events = [*events, *batch] if events else batch
-        await exchange.answer(200, encode(events, context), _route(context))
+        await exchange.answer(200, encode(events, context), way(context))
 
 
 class ChatCompletions(Inference):
@@ -81,7 +83,7 @@ class ChatCompletions(Inference):
         stream = Stream(
             exchange,
             headers=_EVENT_STREAM,
-            more=partial(_route, context),
+            more=partial(way, context),
             heartbeat=_HEARTBEAT,
             interval=self._heartbeat,
             failing=_error_event,
@@ -117,11 +119,3 @@ def _embeddings_answer(embed: Embed, events: Batch, _: Context) -> bytes:
 
 def _error_event(failure: Failure) -> bytes:
     return sse.encode(encode_error(failure))
-
-
-def _route(context: Context) -> list[tuple[bytes, bytes]]:
-    """Where the answer comes from, and after how many tries."""
-    if not context.trail:
-        return []
-    route = (b"x-llmg-route", context.route.encode())
-    return [route] if len(context.trail) == 1 else [route, (b"x-llmg-attempts", b"%d" % len(context.trail))]

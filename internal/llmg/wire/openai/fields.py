@@ -50,18 +50,18 @@ def _objects(first: Any, second: Any) -> bool:
     return isinstance(first, dict) and isinstance(second, dict)
 
 
-def too_deep(body: bytes) -> bool:
-    """Is it nested deeper than DEEPEST? Costs next to nothing where there are too few brackets for that.
+def too_deep(body: bytes, most: int = DEEPEST) -> bool:
+    """Is it nested deeper than `most` levels? Costs next to nothing where there are too few brackets for that.
 
     The interpreter's own limit differs from version to version: some would go on to 10,000 levels.
     """
-    if body.count(b"[") + body.count(b"{") <= DEEPEST:
+    if body.count(b"[") + body.count(b"{") <= most:
         return False
     steps = memoryview(_STRING.sub(b"", body).translate(_STEPS, _NO_BRACKETS)).cast("b")
     depth = 0
     for start in range(0, len(steps), 4096):
         depths = list(accumulate(steps[start : start + 4096], initial=depth))
-        if max(depths) > DEEPEST:
+        if max(depths) > most:
             return True
         depth = depths[-1]
     return False

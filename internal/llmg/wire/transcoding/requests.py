@@ -17,14 +17,16 @@ from google.protobuf.message import DecodeError, Message
 
 from llmg.core.errors import Failure, Kind
 from llmg.wire.jsonapi import Refused, Source, refused
-from llmg.wire.openai.fields import DEEPEST, too_deep
+from llmg.wire.openai.fields import too_deep
 from llmg.wire.transcoding import scalars, wellknown
 from llmg.wire.transcoding.bindings import ANY, Binding, top_level
 from llmg.wire.transcoding.codec import Codec, build, map_entry, takes_null
 from llmg.wire.transcoding.scalars import Misfit, Read, pointer
 from llmg.wire.transcoding.templates import decode
 
-# Of JSON, or of messages: protobuf puts some together by their bytes, and takes 100 levels of them.
+# Levels: messages that are nested deeper are read by no server of gRPC. (A Struct takes several for each of JSON's:
+# that is found out when the message is put together.)
+_DEEPEST: Final = 100
 _TOO_DEEP: Final = "it is nested too deeply"
 _STEP: Final = re.compile(r"[^.\[\]]+")
 _decode_json: Final = msgspec.json.Decoder().decode
@@ -67,7 +69,7 @@ class Transcoder:
         if read is None:
             raise _refused("", "this request takes no body")
         try:
-            if too_deep(body):
+            if too_deep(body, _DEEPEST):
                 raise RecursionError
             value = _decode_json(body)
         except RecursionError:
@@ -182,7 +184,7 @@ class _Parameters:
     def _resolve(self, path: tuple[str, ...]) -> list[FieldDescriptor]:
         message: Descriptor | None = self._binding.input
         fields: list[FieldDescriptor] = []
-        if len(path) > DEEPEST:
+        if len(path) > _DEEPEST:
             raise Misfit("it is nested too deeply")
         for name in path:
             if message is None or message.full_name in wellknown.TYPES or (fields and fields[-1].is_repeated):
