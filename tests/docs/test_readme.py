@@ -61,8 +61,27 @@ def test_grpc(gateway: Process) -> None:
     assert '"usage"' in said
 
 
+def test_the_client(gateway: Process) -> None:
+    said, way = run(gateway, [sys.executable, "-c"], block("python", "llmg.client")).rsplit("\n", 2)[:2]
+    assert said.strip()
+    assert way == "by local/smollm2-135m-instruct"
+
+
+def test_the_websocket(gateway: Process) -> None:
+    said, last = run(gateway, [sys.executable, "-c"], block("python", "/v1/ws")).rsplit("\n", 2)[:2]
+    assert said.strip()
+    assert json.loads(last)["type"] == "done"
+
+
+def test_the_rest_gateway(gateway: Process) -> None:
+    lines = run(gateway, ["bash", "-euc"], block("shell", "completions:stream")).splitlines()
+    events = [event for line in lines for event in json.loads(line)["result"]["events"]]
+    assert any("delta" in event for event in events)
+    assert "usage" in events[-1]
+
+
 def test_graphql(gateway: Process) -> None:
-    said = run(gateway, ["bash", "-euc"], block("shell", "curl -sN"))
+    said = run(gateway, ["bash", "-euc"], block("shell", "8080/graphql"))
     assert '"text"' in said
     assert "event: complete" in said
 
@@ -79,6 +98,10 @@ def test_the_configuration_is_valid(tmp_path: Path) -> None:
     path.write_text(config, encoding="utf-8")
     settings = load(path, env={"OPENAI_API_KEY": "sk-x"})
     assert set(settings.models) == set(yaml.safe_load(config)["models"])
+    path.write_text(block("yaml", "keys:"), encoding="utf-8")
+    settings = load(path, env={"MY_APP_KEY": "k" * 20})
+    assert set(settings.keys) == {"my-app"}
+    assert settings.grpc.tls is not None
 
 
 def test_what_it_links_to_is_there() -> None:
