@@ -1,5 +1,6 @@
 """The benchmark's runner, on a run too short to mean anything: that it measures, reports and cleans up."""
 
+import importlib
 import json
 import os
 import runpy
@@ -149,6 +150,83 @@ def test_without_a_compiler_it_says_what_to_install(runner: Runner, tmp_path: Pa
     done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "no C compiler found: install gcc" in done.stderr
+
+
+def test_a_row_for_each_load_of_a_door(runner: Runner, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    code, out, err = runner.run("--doors", "--door", "grpc", "--json", str(file))
+    assert code == 0, f"{out}\n{err}"
+    report = json.loads(file.read_text())
+    assert report["failures"] == {}
+    assert [(row["door"], row["load"]) for row in report["doors"]] == [
+        ("grpc", "unary"),
+        ("grpc", "burst"),
+        ("grpc", "paced"),
+    ]
+    for row in report["doors"]:
+        assert row["errors"] == 0, row
+        assert row["us"] > 0, row
+        assert row["relay_us"] > 0, row
+        assert row["load"] in out
+    assert runner.left_behind() == []
+
+
+# One door after the other, each beside its relay: what a relay or a client does not say right is an error.
+FROM_RELAY = """
+import sys
+sys.path.insert(0, {folder!r})
+import doors, json, measure, pathlib
+door = next(door for door in doors.DOORS if door.name == {door!r})
+with measure.bench_of(0.3, None) as bench, measure.running(
+    doors.relay_of(door), bench, doors.wait_until_listening
+) as relay:
+    figures = {{load: doors.put_under(door, load, relay.server, relay.port, 0.3) for load in door.loads}}
+print(json.dumps({{load: figure.errors for load, figure in figures.items()}}))
+"""
+
+
+@pytest.mark.parametrize("door", ["grpc", "websocket", "graphql", "gateway"])
+def test_a_relay_says_what_the_upstream_said(runner: Runner, door: str) -> None:
+    with runner.start([sys.executable, "-c", FROM_RELAY.format(folder=str(BENCH), door=door)]) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert set(json.loads(out).values()) == {0}
+    assert runner.left_behind() == []
+
+
+def test_an_unknown_door_is_refused(runner: Runner) -> None:
+    code, _, err = runner.run("--door", "grpc,nothing")
+    assert code == 2
+    assert "no such door: nothing" in err
+
+
+@pytest.fixture(scope="module")
+def doors() -> Any:
+    sys.path.insert(0, str(BENCH))
+    try:
+        return importlib.import_module("doors")
+    finally:
+        sys.path.remove(str(BENCH))
+
+
+def test_a_doors_ratio_is_made_within_a_round(doors: Any) -> None:
+    door = doors.Door(name="any", limits={"burst": 8})
+
+    def figure(us: float) -> Any:
+        return doors.Figure(us=us, busy=0.5, errors=1)
+
+    rounds = [(figure(8.0), figure(4.0)), (figure(90.0), figure(90.0)), (figure(9.0), figure(3.0))]
+    row = doors.row(door, "burst", rounds)
+    assert (row.us, row.relay_us, row.ratio, row.errors) == (9.0, 4.0, 2.0, 6)
+    assert row.missed == ["any burst: 9.0 us is above 8"]
+    assert doors.verdict([row], {}, check=False) == ["any burst: 6 errors"]
+    paced = doors.row(door, "paced", rounds)
+    assert paced.missed == ["any paced: 2.00 of the relay is above 1.5"]
+    assert doors.verdict([paced], {"other": "why"}, check=True) == [
+        "other: it could not be measured",
+        "any paced: 6 errors",
+        "any paced: 2.00 of the relay is above 1.5",
+    ]
 
 
 @pytest.fixture(scope="module")

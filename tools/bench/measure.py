@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +120,10 @@ def wait_until_good(gateway: Gateway, server: Server, port: int, seconds: float)
     raise Failed(f"no good answer in {seconds:g} s ({last}); its last lines:\n{server.last_words()}")
 
 
+# How to wait until a gateway is ready: gateway, server, port, seconds; it raises Failed when that is too long.
+Ready = Callable[[Gateway, Server, int, float], None]
+
+
 def command_of(gateway: Gateway, bench: Bench, port: int) -> list[str]:
     """The command line, its configuration written to a file."""
     config = bench.folder / f"{gateway.name}.yaml"
@@ -141,8 +145,8 @@ def command_of(gateway: Gateway, bench: Bench, port: int) -> list[str]:
 
 
 @contextmanager
-def running(gateway: Gateway, bench: Bench) -> Iterator[Running]:
-    """The gateway, started and answering; stopped at the end. Raises Failed when it does not come up."""
+def running(gateway: Gateway, bench: Bench, ready: Ready = wait_until_good) -> Iterator[Running]:
+    """The gateway, started and ready; stopped at the end. Raises Failed when it does not come up."""
     if not gateway.command:
         yield Running(gateway=gateway, server=bench.upstream, port=bench.upstream_port, start_s=None)
         return
@@ -161,7 +165,7 @@ def running(gateway: Gateway, bench: Bench) -> Iterator[Running]:
     except OSError as error:
         raise Failed(f"it can't be started: {error}") from error
     try:
-        wait_until_good(gateway, server, port, gateway.ready_within)
+        ready(gateway, server, port, gateway.ready_within)
         yield Running(gateway=gateway, server=server, port=port, start_s=time.monotonic() - started)
     finally:
         server.stop(signal.SIGINT if bench.profile else signal.SIGTERM)

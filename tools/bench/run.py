@@ -22,6 +22,8 @@ from measure import UNARY, Bench, Failed, bench_of, measure, put_under, running
 from prepare import LITELLM_VERSION, install_litellm
 from report import Row, Sample, missed, row, table
 
+import doors
+
 PROFILED = (BASELINE, OURS)  # what runs on the project's interpreter
 
 
@@ -75,6 +77,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--check", action="store_true", help="exit 1 when llmg misses a figure")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="only profile llmg (or --only NAME)")
+    parser.add_argument("--doors", action="store_true", help="each door beside a bare relay of its protocol, instead")
+    parser.add_argument("--door", metavar="NAMES", help="only these: " + ",".join(door.name for door in doors.DOORS))
     options = parser.parse_args()
     if options.secs <= 0 or options.rounds < 1:
         parser.error("--secs and --rounds must be above 0")
@@ -82,6 +86,9 @@ def arguments() -> argparse.Namespace:
     unknown = set(names or ()) - {gateway.name for gateway in GATEWAYS}
     if unknown:
         parser.error(f"no such gateway: {', '.join(sorted(unknown))}")
+    missing = set(options.door.split(",") if options.door else ()) - {door.name for door in doors.DOORS}
+    if missing:
+        parser.error(f"no such door: {', '.join(sorted(missing))}")
     if options.profile and options.only and options.only not in PROFILED:
         parser.error(f"--profile takes one of {', '.join(PROFILED)}")
     return options
@@ -100,11 +107,11 @@ def chosen(options: argparse.Namespace) -> list[Gateway]:
     return [gateway for gateway in GATEWAYS if gateway.name in names]
 
 
-def as_json(outcome: Outcome, options: argparse.Namespace) -> str:
+def as_json(figures: dict[str, object], options: argparse.Namespace) -> str:
     machine = {"processors": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     run_of = {"date": today, "secs": options.secs, "rounds": options.rounds, **machine}
-    return json.dumps({"run": run_of, "gateways": outcome.rows, "failures": outcome.failures}, indent=2) + "\n"
+    return json.dumps({"run": run_of, **figures}, indent=2) + "\n"
 
 
 def verdict(outcome: Outcome, check: bool) -> list[str]:
@@ -116,22 +123,38 @@ def verdict(outcome: Outcome, check: bool) -> list[str]:
     return lines
 
 
-def main() -> int:
-    """The exit code: 0, or 1 when a gateway failed, gave errors, or (with --check) missed a figure."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped
-    options = arguments()
+def bench_gateways(options: argparse.Namespace) -> list[str]:
+    """llmg beside other gateways; why the run is not a good one."""
     gateways = chosen(options)
     if any(gateway.name == LITELLM for gateway in gateways):
         install_litellm(options.litellm or LITELLM_VERSION)
     with bench_of(options.secs, options.profile) as bench:
         if options.profile:
             profile(gateways[0], bench, options.profile)
-            return 0
+            return []
         outcome = run(gateways, bench, options.rounds)
     print(table(outcome.rows, outcome.failures))
     if options.json:
-        options.json.write_text(as_json(outcome, options))
-    wrong = verdict(outcome, options.check)
+        options.json.write_text(as_json({"gateways": outcome.rows, "failures": outcome.failures}, options))
+    return verdict(outcome, options.check)
+
+
+def bench_doors(options: argparse.Namespace) -> list[str]:
+    """llmg's doors beside bare relays; why the run is not a good one."""
+    names = options.door.split(",") if options.door else [door.name for door in doors.DOORS]
+    with bench_of(options.secs, None) as bench:
+        rows, failures = doors.run([door for door in doors.DOORS if door.name in names], bench, options.rounds)
+    print(doors.table(rows, failures))
+    if options.json:
+        options.json.write_text(as_json({"doors": doors.as_dicts(rows), "failures": failures}, options))
+    return doors.verdict(rows, failures, options.check)
+
+
+def main() -> int:
+    """The exit code: 0, or 1 when a gateway failed, gave errors, or (with --check) missed a figure."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped
+    options = arguments()
+    wrong = bench_doors(options) if options.doors or options.door else bench_gateways(options)
     print("\n".join(f"hack/bench: {line}" for line in wrong), file=sys.stderr, end="\n" if wrong else "")
     return 1 if wrong else 0
 
