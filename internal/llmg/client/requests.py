@@ -40,6 +40,7 @@ class ChatFields(TypedDict, total=False):
     repetition_penalty: float | None
     logit_bias: Mapping[str, float] | None
     max_tokens: int | None
+    max_completion_tokens: int | None  # the newer name of max_tokens
     n: int | None
     stop: str | Sequence[str] | None
     seed: int | None
@@ -56,6 +57,8 @@ def chat(model: str, messages: Messages, given: ChatFields) -> t.Chat:
     if unknown := given.keys() - ChatFields.__annotations__.keys():
         raise TypeError(f"a chat has no field {min(unknown)!r}")
     known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if (most := known.pop("max_completion_tokens", None)) is not None:
+        known["max_tokens"] = most
     sampling = {name: known.pop(name) for name in _SAMPLING & known.keys()}
     own = {_NAMES.get(name, name): _CONVERT.get(name, _as_it_is)(value) for name, value in known.items()}
     if sampling:
