@@ -127,6 +127,8 @@ async def serve(settings: Settings, listeners: Listeners, launcher: Launcher | N
         for name, server in servers.items():
             await server.start(listeners[name])
         _calm_collector()
+        if not settings.providers:
+            log.warning("no providers are configured: there is no model to ask for")
         log.info("ready", **where, models=sorted(settings.models), version=this["version"], commit=this["commit"])
         await stop.wait()
         draining.on = True

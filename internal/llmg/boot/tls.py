@@ -46,9 +46,13 @@ def credentials(tls: Tls) -> Any:
 
 def check(settings: Settings) -> None:
     """Raises TlsError for what `serve` could not use."""
-    for tls in (settings.http.tls, settings.grpc.tls):
-        if tls is not None:
+    for name, tls in (("http", settings.http.tls), ("grpc", settings.grpc.tls)):
+        if tls is None:
+            continue
+        try:
             context(tls, [])
+        except TlsError as error:
+            raise TlsError(f"{name}.tls: {error}") from None
 
 
 def _read(file: Path) -> bytes:

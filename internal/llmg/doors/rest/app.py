@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,8 +16,6 @@ from llmg.doors.http.guard import refuse
 from llmg.doors.rest.exchange import Endpoint, Exchange, Guarded
 from llmg.services.admission import Admission
 from llmg.services.models import Model, Models
-
-PATHS = ("/v1/chat/completions", "/v1/embeddings", "/v1/models", "/healthz", "/readyz", "/version")
 
 
 class Health(Endpoint):
@@ -97,12 +95,15 @@ class NotFound(Endpoint):
 
     methods = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 
+    def __init__(self, paths: Iterable[str]) -> None:
+        """`paths`: what there is, for a hint."""
+        self._paths = [path for path in paths if not path.startswith("/assets/")]
+
     async def handle(self, exchange: Exchange) -> None:
         """See Endpoint."""
         path = exchange.scope["path"]
-        near = difflib.get_close_matches("/v1" + path.rstrip("/"), PATHS, n=1, cutoff=0.9) or difflib.get_close_matches(
-            path.rstrip("/"), PATHS, n=1, cutoff=0.9
-        )
+        near = difflib.get_close_matches("/v1" + path.rstrip("/"), self._paths, n=1, cutoff=0.9)
+        near = near or difflib.get_close_matches(path.rstrip("/"), self._paths, n=1, cutoff=0.9)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise Failure(Kind.NOT_FOUND, f"there is nothing at {exchange.scope['method']} {path[:200]}{hint}")
 
@@ -118,7 +119,7 @@ class Door:
         self._router = Router(
             [Route(path, app, methods=None) for path, app in patterns.items()],
             redirect_slashes=False,
-            default=NotFound(),
+            default=NotFound(exact),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
