@@ -34,11 +34,58 @@ class Profile(Struct, frozen=True, kw_only=True):
     n: bool = True
 
 
-class Policy(Protocol):
-    """Chooses among targets. Pure but for its own counters; one per model, asked once an attempt."""
+class Asked(Protocol):
+    """What a policy may know of a request. It does not change; each property is computed when first asked for."""
 
-    def choose(self, candidates: Sequence[int], /) -> int:
-        """One of `candidates`, which are indexes of the model's targets not yet tried; never empty."""
+    @property
+    def session(self) -> str | None:
+        """The conversation it belongs to, by the client's own name for it."""
+        ...
+
+    @property
+    def user(self) -> str | None:
+        """Whom the client asks for."""
+        ...
+
+    @property
+    def input_tokens(self) -> int:
+        """Estimated, 1 or more."""
+        ...
+
+    @property
+    def output_tokens(self) -> int | None:
+        """The most that it allows; None: it does not say. Over all choices."""
+        ...
+
+    def blocks(self, size: int, /) -> Sequence[int]:
+        """A hash for each whole block of `size` bytes of the prompt, each over all before it, too.
+
+        Two prompts have the first n in common when they begin with the same n blocks. Good in this process only.
+        """
+        ...
+
+
+class Policy(Protocol):
+    """Chooses among a model's targets, and is told what became of them. Pure but for its own counters.
+
+    One per model, asked once an attempt. For each target chosen and tried: `started`, then `first_event` if it comes
+    to that, then `ended`, in this order. A target is its index in the model's list.
+    """
+
+    def choose(self, candidates: Sequence[int], asked: Asked, /) -> int:
+        """One of `candidates`: targets not yet tried for this request, ascending; never empty. Changes none of them."""
+        ...
+
+    def started(self, index: int, /) -> None:
+        """It is being asked."""
+        ...
+
+    def first_event(self, index: int, seconds: float, /) -> None:
+        """Its first content came so long after the start. A unary answer's is the whole of it."""
+        ...
+
+    def ended(self, index: int, seconds: float, ok: bool | None, /) -> None:
+        """It is over, so long after the start. `ok` None: neither well nor ill, as when the client left."""
         ...
 
 
@@ -111,6 +158,14 @@ class Clock(Protocol):
 
     def time(self) -> float:
         """Unix seconds, for dates."""
+        ...
+
+
+class Random(Protocol):
+    """Chance. `random.Random` is one."""
+
+    def random(self) -> float:
+        """From 0 to 1, without 1, all alike."""
         ...
 
 

@@ -16,9 +16,21 @@ from typing import Any
 import pytest
 
 from boot.conftest import ROOT, Serve, Served
+from boot.test_tls import Certificates
 from support.gateway import ECHO, to_upstream
 from support.http import PATIENCE
-from support.upstream import KEY, bad_request, error_data, error_event, good, unauthorized, upstream
+from support.upstream import (
+    KEY,
+    Call,
+    bad_request,
+    error_data,
+    error_event,
+    good,
+    stall_midway,
+    unauthorized,
+    upstream,
+    words,
+)
 
 
 def llmg(*words: str, directory: Path, given: str = "", **env: str) -> subprocess.CompletedProcess[str]:
@@ -87,6 +99,23 @@ def test_the_models(tmp_path: Path) -> None:
         assert part in done.stdout
 
 
+def test_the_models_with_their_policies(tmp_path: Path) -> None:
+    tiered = [{"provider": "echo", "model": "b", "priority": 1}, {"provider": "echo", "model": "a"}]
+    policies: dict[str, Any] = {
+        "one": {"policy": "p2c", "targets": [{"provider": "echo", "model": "a", "weight": 2.5}]},
+        "two": {
+            "policy": {"kind": "priority", "tiers": [{"kind": "sticky", "by": "user"}, "random"]},
+            "targets": tiered,
+        },
+    }
+    file = write(tmp_path, {"providers": {"echo": {"kind": "echo"}}, "models": policies})
+    done = llmg("models", "-c", file, directory=tmp_path, COLUMNS="120")
+    assert (done.returncode, done.stderr) == (0, "")
+    for part in ("p2c", "echo/a (weight 2.5)", "priority (sticky (by: user), random)", "0: echo/a", "1: echo/b (100%)"):
+        assert part in done.stdout
+    assert done.stdout.index("0: echo/a") < done.stdout.index("1: echo/b")
+
+
 # -- serve ----------------------------------------------------------------------------------------------------------
 
 
@@ -97,14 +126,14 @@ def test_a_port_in_use(tmp_path: Path, workers: str) -> None:
         file = write(tmp_path, {**ECHO, "http": {"server_addr": address}})
         done = llmg("serve", "--workers", workers, "-c", file, directory=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"can't listen on {address}: Address already in use\n"
+    assert done.stderr == f"can't listen on {address} (http.server_addr): Address already in use\n"
 
 
 def test_a_host_that_does_not_exist(tmp_path: Path) -> None:
     file = write(tmp_path, {**ECHO, "http": {"server_addr": "nowhere.invalid:8080"}})
     done = llmg("serve", "-c", file, directory=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("can't listen on nowhere.invalid:8080: ")
+    assert done.stderr.startswith("can't listen on nowhere.invalid:8080 (http.server_addr): ")
     assert "Traceback" not in done.stderr
 
 
@@ -165,6 +194,10 @@ async def chat(gateway: Served, way: str, *words: str, given: str = "", **env: s
     """`llmg chat`, on a thread: what it talks to may be on this one."""
     words = ("chat", *WAYS[way], "--url", where(gateway, way), *words)
     return await asyncio.to_thread(llmg, *words, directory=ROOT, given=given, **env)
+
+
+async def to(url: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(llmg, "chat", *words, "--url", url, "Hello", directory=ROOT)
 
 
 @BOTH
@@ -293,6 +326,106 @@ async def test_chat_with_a_server_that_is_no_gateway(serve: Serve) -> None:
     done = await chat(gateway, "http", "Hello")
     assert (done.returncode, done.stdout) == (1, "")
     assert "GET /v1/models" in done.stderr
+
+
+@BOTH
+async def test_chat_says_what_the_gateway_says_when_it_stops(serve: Serve, way: str) -> None:
+    async with upstream(stall_midway) as up:
+        gateway = await serve({**to_upstream(up.base_url), "server": {"grace": "0s"}})
+        asked = asyncio.create_task(chat(gateway, way, "Hello"))
+        await up.call(0)
+        gateway.tell(signal.SIGTERM)
+        done = await asked
+    assert (done.returncode, done.stderr) == (1, "the gateway is shutting down\n")
+
+
+async def test_chat_says_what_the_gateway_says_in_the_middle_of_an_answer() -> None:
+    async def gateway(call: Call) -> None:
+        if call.method == "GET":
+            await call.json(200, {"data": [{"id": "m"}]})
+            return
+        await words(call, "Hel")
+        await call.event({"error": {"message": "the gateway is shutting down", "code": "shutting_down"}})
+        await call.close_stream()
+
+    async with upstream(gateway) as up:
+        done = await to(up.base_url)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "Hel\n", "the gateway is shutting down\n")
+
+
+@BOTH
+async def test_chat_says_what_the_gateway_says_of_its_upstream(serve: Serve, way: str) -> None:
+    async with upstream(unauthorized) as up:
+        gateway = await serve(to_upstream(up.base_url))
+        done = await chat(gateway, way, "Hello")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "the upstream refused the gateway's credentials\n"
+
+
+# -- chat: connections that can not be made -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@BOTH
+async def test_chat_with_a_certificate(serve: Serve, certificates: Certificates, way: str) -> None:
+    gateway = await serve(certificates.config())
+    address = gateway.grpc_address if way == "grpc" else "{}:{}".format(*gateway.address)
+    for url in (f"https://{address}", address):
+        done = await to(url, *WAYS[way], "--ca", str(certificates.ca))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "Hello\n", "")
+    done = await to(f"https://{address}", *WAYS[way])
+    assert (done.returncode, done.stdout) == (1, "")
+    name = address if way == "grpc" else f"https://{address}"
+    assert done.stderr.startswith(f"no gateway answers at {name}: its certificate is not trusted (")
+    assert "issuer certificate" in done.stderr
+    assert "--ca" in done.stderr
+    done = await to(f"http://{address}", *WAYS[way])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "it may want https://" in done.stderr
+    assert "llmg serve" not in done.stderr
+
+
+@BOTH
+async def test_chat_where_another_protocol_is_spoken(serve: Serve, certificates: Certificates, way: str) -> None:
+    gateway = await serve(ECHO)
+    http, grpc = "{}:{}".format(*gateway.address), gateway.grpc_address
+    own, other = (grpc, http) if way == "grpc" else (http, grpc)
+    done = await to(f"http://{other}", *WAYS[way])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert other in done.stderr
+    assert {"http": "its answer is no HTTP; it may want --grpc", "grpc": "it may want https://, or no --grpc"}[
+        way
+    ] in done.stderr
+    done = await to(f"https://{own}", *WAYS[way], "--ca", str(certificates.ca))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no TLS connection can be made (wrong version number); it may want http://" in done.stderr
+
+
+@BOTH
+async def test_chat_with_a_host_that_does_not_exist(way: str) -> None:
+    done = await to("http://nowhere.invalid:8080", *WAYS[way])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nowhere.invalid:8080: its name can't be resolved (" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "text", "words"),
+    [
+        ("https://127.0.0.1:1", None, "ca.pem can't be read: No such file or directory"),
+        ("https://127.0.0.1:1", "nothing of use", "ca.pem holds no certificates in PEM"),
+        ("http://127.0.0.1:1", None, "there is no certificate to check at http://127.0.0.1:1"),
+    ],
+)
+@BOTH
+def test_chat_with_issuers_that_are_of_no_use(tmp_path: Path, way: str, url: str, text: str | None, words: str) -> None:
+    if text is not None:
+        (tmp_path / "ca.pem").write_text(text)
+    done = llmg("chat", *WAYS[way], "--url", url, "--ca", "ca.pem", "Hello", directory=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"--ca: {words}\n")
 
 
 # -- what the commands do without -----------------------------------------------------------------------------------

@@ -236,7 +236,7 @@ async def test_a_port_of_grpc_that_is_taken(serve: Serve, workers: str, shared: 
         assert await gateway.ended() == 1
         await gateway.gone()
         await gateway.over()
-    assert gateway.lines == [f"can't listen on {address}: Address already in use\n"]
+    assert gateway.lines == [f"can't listen on {address} (grpc.server_addr): Address already in use\n"]
 
 
 def test_a_port_that_is_reserved_can_be_listened_at() -> None:

@@ -346,6 +346,19 @@ def test_broken_references(cwd: Path, text: str) -> None:
     assert (found.path, found.hint) == ("models_dir", "for a plain ${ write $${")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LLMG_MODELS__FAST__POLICY", "p2c"),
+        ("LLMG_MODELS__FAST__POLICY", '{"kind": "p2c"}'),
+        ("LLMG_MODELS__FAST__POLICY__KIND", "p2c"),
+    ],
+)
+def test_a_policy_by_name_or_as_a_mapping_in_the_environment(cwd: Path, name: str, value: str) -> None:
+    settings = read(cwd, POLICY % "weighted", {name: value})
+    assert settings.models["fast"].policy.kind == "p2c"
+
+
 # What is said about mistakes
 
 BASE = """
@@ -356,6 +369,7 @@ providers:
 OPENAI = "providers: {local: {kind: backend, engine: xllamacpp}, openai: {kind: openai, base_url: 'http://a', %s}}"
 BACKEND = "providers: {local: {kind: backend, %s}}"
 MODEL = BASE + "models: {fast: %s}"
+POLICY = BASE + "models: {fast: {policy: %s, targets: [{provider: local, model: x}]}}"
 TARGETS = BASE + "models: {fast: {targets: [{provider: local, model: x}, {provider: openai, model: y, %s}]}}"
 
 BAD = [
@@ -389,7 +403,7 @@ BAD = [
     (MODEL % "{targets: [{provider: local}]}", "models.fast.targets[0].model", "is required", ""),
     ("providers: {o: {kind: openai}}", "providers.o.base_url", "is required", ""),
     ("providers: {o: {base_url: x}}", "providers.o.kind", "is required", "known: backend, openai, echo"),
-    ("providers: {o: {kind: backend}}", "providers.o", "expected `engine` (to start one) or `address`", ""),
+    ("providers: {o: {kind: backend}}", "providers.o", "expected `engine` (to start one; with", ""),
     # choices
     (
         "providers: {o: {kind: opnai}}",
@@ -407,7 +421,8 @@ BAD = [
     (
         MODEL % "{policy: weigthed, targets: [{provider: local, model: x}]}",
         "models.fast.policy",
-        "expected weighted",
+        "expected one of weighted, round_robin, random, least_busy, lowest_cost, p2c, lowest_latency, sticky, prefix, "
+        "priority, got 'weigthed'",
         "did you mean `weighted`?",
     ),
     (
@@ -427,6 +442,45 @@ BAD = [
         "models.m.targets[0].provider",
         "expected the name of a declared provider",
         "",
+    ),
+    # fallbacks
+    (
+        MODEL % "{targets: [{provider: local, model: x}], fallbacks: [fats]}",
+        "models.fast.fallbacks[0]",
+        "expected the name of a declared model, got 'fats'",
+        "did you mean `fast`?",
+    ),
+    (
+        MODEL % "{targets: [{provider: local, model: x}], fallbacks: [opnai/gpt]}",
+        "models.fast.fallbacks[0]",
+        "expected the name of a declared model, got 'opnai/gpt'",
+        "known: fast",
+    ),
+    (
+        MODEL % "{targets: [{provider: local, model: x}], fallbacks: [fast]}",
+        "models.fast.fallbacks[0]",
+        "expected no cycle, but this one closes fast -> fast",
+        "",
+    ),
+    (
+        BASE
+        + "models: {a: &m {targets: [{provider: local, model: x}], fallbacks: [openai/y, b]}, b: {<<: *m, "
+        + "fallbacks: [d, c]}, c: {<<: *m, fallbacks: [d, b]}, d: {<<: *m, fallbacks: []}}",
+        "models.c.fallbacks[1]",
+        "expected no cycle, but this one closes b -> c -> b",
+        "",
+    ),
+    (
+        MODEL % "{targets: [{provider: local, model: x}], fallbacks: openai/x}",
+        "models.fast.fallbacks",
+        "expected a list",
+        "",
+    ),
+    (
+        MODEL % "{targets: [{provider: local, model: x}], fallback_on: [content_filter]}",
+        "models.fast.fallback_on[0]",
+        "expected one of context_length_exceeded, content_filtered, got 'content_filter'",
+        "did you mean `content_filtered`?",
     ),
     # what excludes each other
     (
@@ -472,6 +526,73 @@ BAD = [
     (TARGETS % "weight: -1", "models.fast.targets[1].weight", "expected more than 0, got -1", ""),
     (TARGETS % "weight: .inf", "models.fast.targets[1].weight", "expected a finite number", ""),
     (TARGETS % "weight: heavy", "models.fast.targets[1].weight", "expected a number, got 'heavy'", ""),
+    (TARGETS % "priority: -1", "models.fast.targets[1].priority", "expected 0 or more, got -1", ""),
+    (TARGETS % "price: {input: -1, output: 0}", "models.fast.targets[1].price.input", "expected 0 or more, got -1", ""),
+    (TARGETS % "price: {input: 1}", "models.fast.targets[1].price.output", "is required", ""),
+    # policies
+    (POLICY % "{by: user}", "models.fast.policy.kind", "is required", "known: weighted, round_robin"),
+    (POLICY % "{kind: stick}", "models.fast.policy.kind", "expected one of weighted", "did you mean `sticky`?"),
+    (POLICY % "5", "models.fast.policy", "expected a policy's name, or a mapping with its `kind`, got 5", ""),
+    (POLICY % "[p2c]", "models.fast.policy", "expected a policy's name, or a mapping with its `kind`", ""),
+    (POLICY % "{kind: p2c, decy: 1s}", "models.fast.policy.decy", "unknown key", "did you mean `decay`?"),
+    (POLICY % "{kind: p2c, decay: 0}", "models.fast.policy.decay", "expected more than 0, got 0", ""),
+    (POLICY % "{kind: sticky, by: ip}", "models.fast.policy.by", "expected one of user, session, got 'ip'", ""),
+    (POLICY % "{kind: sticky, load_factor: 0.9}", "models.fast.policy.load_factor", "expected 1 or more, got 0.9", ""),
+    (POLICY % "{kind: lowest_latency, explore: 2}", "models.fast.policy.explore", "expected 1 or less, got 2", ""),
+    (
+        POLICY % "{kind: priority, tiers: [p3c]}",
+        "models.fast.policy.tiers[0]",
+        "expected one of weighted",
+        "did you mean `p2c`?",
+    ),
+    (
+        POLICY % "{kind: priority, tiers: [{kind: sticky, by: ip}]}",
+        "models.fast.policy.tiers[0].by",
+        "expected one of user, session",
+        "",
+    ),
+    (POLICY % "{kind: priority, tiers: [priority]}", "models.fast.policy.tiers[0]", "expected one of weighted", ""),
+    (POLICY % "{kind: priority, tiers: []}", "models.fast.policy.tiers", "expected 1 or more entries", ""),
+    (POLICY % "{kind: priority, tiers: [p2c, p2c]}", "models.fast", "expected at most as many `tiers` as", ""),
+    (TARGETS % "priority: 1", "models.fast", "expected the policy `priority`, as a target has a `priority`", ""),
+    (POLICY % "lowest_cost", "models.fast", "expected a `price` for each target", ""),
+    (POLICY % "{kind: priority, tiers: [lowest_cost]}", "models.fast", "expected a `price` for each target", ""),
+    (
+        OPENAI % "resilience: {breaker: {failure_ratio: 50}}",
+        "providers.openai.resilience.breaker.failure_ratio",
+        "expected 1 or less, got 50",
+        "",
+    ),
+    (
+        OPENAI % "resilience: {breaker: {failure_ratio: 0}}",
+        "providers.openai.resilience.breaker.failure_ratio",
+        "expected more than 0, got 0",
+        "",
+    ),
+    (
+        OPENAI % "resilience: {max_inflight: 5}",
+        "providers.openai.resilience.max_inflight",
+        "unknown key",
+        "did you mean `max_in_flight`?",
+    ),
+    (
+        BACKEND % "engine: xllamacpp, resilience: {queue_timeout: 0}",
+        "providers.local.resilience.queue_timeout",
+        "expected more than 0",
+        "",
+    ),
+    (
+        MODEL % "{targets: [{provider: local, model: x}], retries: {max: -1}}",
+        "models.fast.retries.max",
+        "expected 0 or more, got -1",
+        "",
+    ),
+    (
+        MODEL % "{targets: [{provider: local, model: x}], retries: {budget: 20}}",
+        "models.fast.retries.budget",
+        "expected 1 or less, got 20",
+        "",
+    ),
     # units
     (
         "http: {max_body: 5 parsec}",
@@ -841,6 +962,9 @@ def test_the_example_shows_every_key() -> None:
         "providers.demo": "EchoProvider",
         "models.smollm2.targets": "Target",
         "providers.openai.timeouts": "Timeouts",
+        "providers.local.resilience": "Resilience",
+        "providers.local.resilience.breaker": "Breaker",
+        "models.smollm2.retries": "Retries",
     }
     wanted = {f"{place}.{key}" for place, name in places.items() for key in defs[name]["properties"]}
     wanted |= set(json_schema()["properties"])

@@ -255,6 +255,33 @@ async def test_a_head_that_begins_behind_a_large_body_is_not_taken_for_a_large_h
         assert (await connection.response()).json()["choices"][0]["message"]["content"] == "second"
 
 
+async def test_a_trailer_is_no_header(echo: Gateway) -> None:
+    body = json.dumps(chat()).encode()
+    ending = b"%x\r\n%b\r\n0\r\nx-request-id: from-a-trailer\r\n\r\n" % (len(body), body)
+    async with echo.connect() as connection:
+        await connection.send(request("POST", CHAT, headers={"Transfer-Encoding": "chunked"}) + ending)
+        response = await connection.response()
+    assert response.status == 200
+    assert response.headers["x-request-id"] != "from-a-trailer"
+
+
+@pytest.mark.parametrize("endless", [b"x: %b\r\n" % (b"a" * 8000), b"a:b\r\n" * 1000, b"a" * 8192])
+async def test_trailers_without_end_are_refused(echo: Gateway, endless: bytes) -> None:
+    async with echo.connect() as connection:
+        await connection.send(request("POST", CHAT, headers={"Transfer-Encoding": "chunked"}) + b"1\r\n{\r\n0\r\nx:")
+        for _ in range(100):
+            await connection.send(endless)
+        assert (await connection.response()).status == 431
+
+
+async def test_many_small_chunks_are_a_body(echo: Gateway) -> None:
+    body = json.dumps(chat(text="x" * 20_000)).encode()
+    pieces = chunked([body[i : i + 1] for i in range(len(body))])
+    async with echo.connect() as connection:
+        await connection.send(request("POST", CHAT, headers={"Transfer-Encoding": "chunked"}) + pieces)
+        assert (await connection.response()).status == 200
+
+
 # -- slowness -------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -87,6 +88,20 @@ async def test_a_page_with_a_name_of_its_own_is_refused() -> None:
             assert answer.error["code"] == "permission_denied"
             assert "evil.example" in answer.error["message"]
             assert "http." in answer.error["message"]
+
+
+async def test_a_name_that_leads_to_loopback_is_loopback() -> None:
+    config = {**ECHO, "http": {"server_addr": f"{socket.gethostname()}:0"}}
+    own = {address[0] for *_, address in socket.getaddrinfo(socket.gethostname(), None)}
+    expected = 403 if all(is_loopback(str(address)) for address in own) else 200
+    async with in_process(config) as gateway:
+        assert (await gateway.ask("GET", "/v1/models", headers={"Host": "evil.example"})).status == expected
+
+
+async def test_where_names_are_given_they_hold_everywhere() -> None:
+    async with in_process({**ECHO, "http": {"server_addr": "0.0.0.0:0", "hosts": ["llmg.internal"]}}) as gateway:
+        assert (await gateway.ask("GET", "/v1/models", headers={"Host": "llmg.internal"})).status == 200
+        assert (await gateway.ask("GET", "/v1/models", headers={"Host": "evil.example"})).status == 403
 
 
 async def test_with_keys_any_name_and_page_will_do() -> None:

@@ -61,7 +61,8 @@ BEFORE_COMMIT: dict[str, tuple[Act, int, str, str]] = {
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 @pytest.mark.parametrize(("act", "status", "type", "code"), BEFORE_COMMIT.values(), ids=BEFORE_COMMIT)
 async def test_before_the_first_content(act: Act, status: int, type: str, code: str, stream: bool) -> None:
-    async with upstream(act, acts.good) as up, in_process(told(up, **QUICK)) as gateway:
+    at_once = {"resilience": {"max_cooldown": 0}}
+    async with upstream(act, acts.good) as up, in_process(told(up, **QUICK, **at_once)) as gateway:
         response = await gateway.chat(stream=stream)
         assert response.status == status
         error = error_of(response)
@@ -213,7 +214,7 @@ async def test_an_upstream_that_is_given_up_is_hung_up_on(stalls: Act, stream: b
 # -- the next target ------------------------------------------------------------------------------------------------
 
 
-def two(first: Upstream, second: Upstream) -> Mapping[str, Any]:
+def two(first: Upstream, second: Upstream) -> dict[str, Any]:
     """A model with two targets, of which the first is always tried first."""
     return {
         "providers": {
@@ -221,7 +222,10 @@ def two(first: Upstream, second: Upstream) -> Mapping[str, Any]:
             "two": {"kind": "openai", "base_url": second.base_url, **QUICK},
         },
         "models": {
-            "m": {"targets": [{"provider": "one", "model": "a", "weight": 1e9}, {"provider": "two", "model": "b"}]}
+            "m": {
+                "targets": [{"provider": "one", "model": "a", "weight": 1e9}, {"provider": "two", "model": "b"}],
+                "retries": {"max": 0},
+            }
         },
     }
 
@@ -280,6 +284,90 @@ async def test_when_all_fail_the_last_failure_is_told() -> None:
             response = await gateway.chat(stream=stream)
             assert response.status == 503
             assert error_of(response)["code"] == "upstream_unavailable"
+
+
+# -- targets in trouble --------------------------------------------------------------------------------------------
+
+
+async def test_who_says_when_to_come_back_is_not_asked_before() -> None:
+    async with upstream(acts.rate_limited, acts.good) as up, in_process(told(up)) as gateway:
+        for _ in range(2):
+            response = await gateway.chat()
+            assert (response.status, response.error["code"]) == (429, "upstream_rate_limited")
+            assert response.headers["retry-after"] == "7"
+        assert len(up.calls) == 1
+
+
+async def test_an_upstream_that_goes_on_failing_is_left_alone() -> None:
+    trouble = {"resilience": {"breaker": {"consecutive": 2, "open_for": "1h"}}}
+    async with upstream(acts.html(503)) as first, upstream(acts.good) as second:
+        config = two(first, second)
+        config["providers"]["one"].update(trouble)
+        async with in_process(config) as gateway:
+            routes = [(await gateway.chat(stream=stream)).headers for stream in (False, True, False, True)]
+    assert [headers.get("x-llmg-attempts", "1") for headers in routes] == ["2", "2", "1", "1"]
+    assert len(first.calls) == 2
+
+
+async def test_what_failed_is_asked_again_when_no_other_is_left() -> None:
+    async with upstream(acts.html(503), acts.good) as up:
+        config = to_upstream(up.base_url)
+        config["models"]["m"]["retries"] = {"max": 1, "backoff": "1ms"}
+        async with in_process(config) as gateway:
+            response = await gateway.chat()
+    assert (response.status, response.headers["x-llmg-attempts"]) == (200, "2")
+
+
+TOO_LONG = acts.answering(400, {"error": {"message": "too long", "code": "context_length_exceeded"}})
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize("act", [acts.html(503), TOO_LONG], ids=["down", "too long"])
+async def test_another_model_answers_in_its_name(act: Act, stream: bool) -> None:
+    async with upstream(act) as first, upstream(acts.good) as second:
+        config = two(first, second)
+        own, other = config["models"]["m"]["targets"]
+        config["models"] = {
+            "m": {"targets": [own], "fallbacks": ["n"], "fallback_on": ["context_length_exceeded"]},
+            "n": {"targets": [other]},
+        }
+        async with in_process(config) as gateway:
+            response = await gateway.chat(stream=stream)
+    assert (response.status, response.headers["x-llmg-attempts"]) == (200, "2")
+    assert response.headers["x-llmg-route"] == "two/b"
+    answer = json.loads(response.events[0]) if stream else response.json()
+    assert answer["model"] == "m"
+
+
+async def test_a_target_that_is_full_sheds_what_may_not_wait() -> None:
+    places = {"max_in_flight": 1, "max_queue": 0, "queue_timeout": "3s"}
+    async with upstream(acts.stall, acts.good) as up, in_process(told(up, resilience=places)) as gateway:
+        async with gateway.connect() as leaving:
+            await leaving.write("POST", "/v1/chat/completions", json.dumps(_streaming()).encode())
+            held = await up.call()
+            response = await gateway.chat()
+            assert (response.status, response.error["code"]) == (503, "overloaded")
+            assert response.headers["retry-after"] == "3"
+            await leaving.leave()
+        await held.until_gone()
+        assert (await gateway.chat()).status == 200
+
+
+async def test_who_waits_for_a_place_gets_it() -> None:
+    let_go = asyncio.Event()
+
+    async def when_told(call: acts.Call) -> None:
+        await let_go.wait()
+        await acts.good(call)
+
+    places = {"max_in_flight": 1, "queue_timeout": "1h"}
+    async with upstream(when_told) as up, in_process(told(up, resilience=places)) as gateway:
+        first = asyncio.create_task(gateway.chat())
+        await up.call()
+        others = [asyncio.create_task(gateway.chat(stream=stream)) for stream in (True, False)]
+        let_go.set()
+        assert [response.status for response in await asyncio.gather(first, *others)] == [200] * 3
+        assert up.connections == 1
 
 
 # -- connections that were kept alive -------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from llmg.core.events import (
 from llmg.core.request import Chat, Embed, Message, Request, Text
 from llmg.ports import Profile, Provider
 from llmg.routing.policies import Weighted
+from llmg.routing.policies.base import First
 from llmg.routing.router import Group, Models, Router, Target
 from llmg.testing.clocks import FakeClock
 from llmg.testing.conformance import a_context, assert_conforms, collect
@@ -53,13 +54,6 @@ class Recorder(Observer):
         self.told.append(f"committed {attempt.route}")
 
 
-class InOrder:
-    """The policy that takes the first."""
-
-    def choose(self, candidates: Sequence[int], /) -> int:
-        return candidates[0]
-
-
 def _chat(model: str = "smart", *, stream: bool = True) -> Chat:
     return Chat(model=model, messages=(Message(role="user", parts=(Text("hi"),)),), stream=stream)
 
@@ -70,7 +64,7 @@ def _router(*providers: Scripted, clock: FakeClock | None = None, profile: Profi
         Target(provider=f"p{n}", model=f"m{n}", inner=inner, profile=profile or Profile())
         for n, inner in enumerate(providers)
     )
-    groups = {"smart": Group(name="smart", targets=targets, policy=InOrder())}
+    groups = {"smart": Group(name="smart", targets=targets, policy=First())}
     direct = {"direct": _direct(providers[0], profile or Profile())}
     return Router(Models(groups, direct), clock or FakeClock())
 
@@ -344,7 +338,7 @@ async def test_only_targets_that_have_the_operation_are_asked() -> None:
         Target(provider="p0", model="m0", inner=talks, profile=Profile(embed=False)),
         Target(provider="p1", model="m1", inner=embeds, profile=Profile(chat=False, n=False)),
     )
-    group = Group(name="smart", targets=targets, policy=InOrder())
+    group = Group(name="smart", targets=targets, policy=First())
     assert group.profile() == Profile()
     router = Router(Models({"smart": group}, {}), FakeClock())
     await collect(router, EMBED)

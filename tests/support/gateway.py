@@ -58,9 +58,10 @@ def chat(model: str = "m", text: str = "Hello", **fields: Any) -> dict[str, Any]
 
 
 def to_upstream(base_url: str, **fields: Any) -> dict[str, Any]:
-    """A configuration with one OpenAI-compatible provider, as model `m`."""
+    """A configuration with one OpenAI-compatible provider, as model `m`: asked once, whatever it answers."""
     provider = {"kind": "openai", "base_url": base_url, **fields}
-    return {"providers": {"up": provider}, "models": {"m": {"targets": [{"provider": "up", "model": "their-model"}]}}}
+    model = {"targets": [{"provider": "up", "model": "their-model"}], "retries": {"max": 0}}
+    return {"providers": {"up": provider}, "models": {"m": model}}
 
 
 ECHO: Mapping[str, Any] = {

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from random import Random as Dice
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from llmg.boot.policies import make_policy
+from llmg.boot.resilience import State, fallbacks, make_retries, make_state
 from llmg.boot.settings import BackendProvider, EchoProvider, OpenAIProvider, Settings, Timeouts
 from llmg.boot.settings import Provider as Config
+from llmg.boot.settings.shape import Resilience
+from llmg.boot.system import SystemClock
 from llmg.core.errors import Failure, Kind
-from llmg.ports import Launcher, Profile, Provider, Spec
+from llmg.ports import Clock, Launcher, Profile, Provider, Random, Spec
 from llmg.providers.echo import Echo
 from llmg.providers.http import Origin, Transport
 from llmg.providers.openai import OpenAI
 from llmg.routing import router, timeouts
-from llmg.routing.policies import Weighted
+from llmg.routing.queue import Queued
 from llmg.services.models import Model
 from llmg.shaping.fanout import Fanout
 
@@ -33,6 +38,9 @@ class Needs(Struct):
     launcher: Launcher | None = None
     channels: Any = None  # providers.backend.Channels: made with the first backend, as it brings grpc along
     origins: dict[str, Origin] = {}  # of the upstreams, by the provider's name
+    states: dict[tuple[str, str], State] = {}  # of the declared targets, by provider and model
+    clock: Clock = SystemClock()
+    random: Random = Dice()
 
     async def close(self) -> None:
         """Closes every connection to providers."""
@@ -124,7 +132,7 @@ MAKERS: dict[str, Callable[[Any, Wanted, Needs], Made]] = {
 def make_target(
     needs: Needs, name: str, model: str, weight: float = 1.0, limits: Timeouts | None = None, *, declared: bool = True
 ) -> router.Target:
-    """A model of a declared provider, within its wrappers, from the inside out: time limits, fan-out."""
+    """A model of a declared provider, within its wrappers, from the inside out: time limits, fan-out, queue."""
     config = needs.settings.providers[name]
     own = limits or _timeouts(config)
     inner, profile = MAKERS[config.kind](config, Wanted(name, model, own, declared), needs)
@@ -133,7 +141,19 @@ def make_target(
     )
     if not profile.n:
         provider = Fanout(provider)
-    return router.Target(provider=name, model=model, inner=provider, weight=weight, profile=profile)
+    state = needs.states.get((name, model)) or make_state(_resilience(config))
+    if declared:
+        needs.states[name, model] = state
+    if state.queue is not None:
+        provider = Queued(provider, state.queue)
+    return router.Target(
+        provider=name,
+        model=model,
+        inner=provider,
+        weight=weight,
+        profile=profile,
+        health=state.health,
+    )
 
 
 def make_models(needs: Needs, created: int) -> router.Models:
@@ -147,14 +167,26 @@ def make_models(needs: Needs, created: int) -> router.Models:
             if model.embeddings is not None:
                 made = replace(made, profile=replace(made.profile, embed=model.embeddings))
             targets.append(made)
-        policy = Weighted([target.weight for target in targets])
-        groups[name] = router.Group(name=name, targets=tuple(targets), policy=policy, created=created)
+        policy = make_policy(model, needs.clock, needs.random)
+        groups[name] = router.Group(
+            name=name,
+            targets=tuple(targets),
+            policy=policy,
+            created=created,
+            fallbacks=fallbacks(name, needs.settings.models),
+            fallback_on=frozenset(Kind(kind) for kind in model.fallback_on),
+            retries=make_retries(model.retries),
+        )
     direct = {name: _direct(needs, name) for name in needs.settings.providers}
     return router.Models(groups, direct)
 
 
 def _timeouts(config: Config) -> Timeouts:
     return Timeouts() if isinstance(config, EchoProvider) else config.timeouts
+
+
+def _resilience(config: Config) -> Resilience:
+    return Resilience() if isinstance(config, EchoProvider) else config.resilience
 
 
 def _direct(needs: Needs, provider: str) -> Callable[[str], router.Target]:

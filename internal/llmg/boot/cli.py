@@ -13,7 +13,8 @@ import typer
 if TYPE_CHECKING:
     import socket
 
-    from llmg.boot.settings import Settings
+    from llmg.boot.settings import Model, Settings, Target
+    from llmg.boot.settings.shape import Policy
 
 app = typer.Typer(name="llmg", no_args_is_help=True, add_completion=False, help="A multi-protocol LLM gateway.")
 config_app = typer.Typer(no_args_is_help=True, help="Check the configuration, or print its JSON schema.")
@@ -93,7 +94,8 @@ def _listener(settings: Settings, place: tuple[str, int]) -> socket.socket:
     try:
         return listen(place, settings.http.backlog)
     except OSError as error:
-        _cannot_listen(host_and_port(place), error)
+        name = "graphql" if place == settings.graphql.bind else "http"
+        _cannot_listen(f"{host_and_port(place)} ({name}.server_addr)", error)
 
 
 def _reserved(settings: Settings) -> socket.socket:
@@ -102,7 +104,7 @@ def _reserved(settings: Settings) -> socket.socket:
     try:
         return reserve(settings.grpc.bind)
     except OSError as error:
-        _cannot_listen(settings.grpc.server_addr, error)
+        _cannot_listen(f"{settings.grpc.server_addr} (grpc.server_addr)", error)
 
 
 def _cannot_listen(address: str, error: OSError) -> NoReturn:
@@ -171,10 +173,38 @@ def models(config: ConfigFile = None) -> None:
     settings = _load(config)
     table = Table("model", "policy", "targets")
     for name, model in sorted(settings.models.items()):
-        total = sum(target.weight for target in model.targets)
-        targets = [f"{t.provider}/{t.model} ({t.weight / total:.0%})" for t in model.targets]
-        table.add_row(name, model.policy, "\n".join(targets))
+        table.add_row(name, _policy(model.policy), "\n".join(_targets(model)))
     Console().print(table)
+
+
+def _policy(config: Policy) -> str:
+    """Its kind, and the options that were given."""
+    given = sorted(config.model_fields_set - {"kind", "tiers"})
+    options = [f"{name}: {getattr(config, name)}" for name in given]
+    if config.kind == "priority":
+        options += [_policy(inner) for inner in config.tiers]
+    return f"{config.kind} ({', '.join(options)})" if options else config.kind
+
+
+def _targets(model: Model) -> list[str]:
+    """In the order in which their tiers are asked, with what they weigh."""
+    tiered = model.policy.kind == "priority"
+    lines = []
+    for target in sorted(model.targets, key=lambda target: target.priority):
+        tier = f"{target.priority}: " if tiered else ""
+        lines.append(f"{tier}{target.provider}/{target.model}{_weight(target, model)}")
+    return lines
+
+
+def _weight(target: Target, model: Model) -> str:
+    """Its share, where the policy gives each target one; else its weight, if it has one."""
+    config = model.policy
+    if config.kind == "priority":
+        config = config.within(sorted({other.priority for other in model.targets}).index(target.priority))
+    if config.kind in ("weighted", "random"):
+        total = sum(other.weight for other in model.targets if other.priority == target.priority)
+        return f" ({target.weight / total:.0%})"
+    return f" (weight {target.weight:g})" if "weight" in target.model_fields_set else ""
 
 
 @config_app.command("check")

@@ -6,6 +6,7 @@ the call: both stay off the request path.)
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
@@ -109,13 +110,23 @@ def _guarded(wired: Wired, routes: Sequence[Routes], host: str) -> ASGIApp:
             max_age=3600,
         )
     if not wired.settings.keys:
-        app = Guard(app, hosts=http.hosts if is_loopback(host) else None, origins=http.origins)
+        app = Guard(app, hosts=http.hosts if http.hosts or _on_loopback(host) else None, origins=http.origins)
     if http.forwarded_allow_ips:
         from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
         proxied: Any = ProxyHeadersMiddleware(cast(Any, app), trusted_hosts=list(http.forwarded_allow_ips))
         app = proxied
     return app
+
+
+def _on_loopback(host: str) -> bool:
+    if is_loopback(host):
+        return True
+    try:
+        found = socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return all(is_loopback(str(address[0])) for *_, address in found)
 
 
 def _rest(wired: Wired) -> Routes:

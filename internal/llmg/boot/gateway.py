@@ -144,7 +144,7 @@ async def serve(gateway: Gateway, listener: socket.socket) -> None:
     import structlog
 
     from llmg.boot.serve import host_and_port, stop_on_signals
-    from llmg.doors.http.guard import Guard
+    from llmg.doors.http.guard import Guard, is_loopback
     from llmg.doors.http.server import HttpServer
 
     log = structlog.get_logger("llmg.gateway")
@@ -152,7 +152,9 @@ async def serve(gateway: Gateway, listener: socket.socket) -> None:
     async with gateway.channel() as channel:
         app, rpcs = await make_app(gateway, channel, stop.is_set)
         server = HttpServer(
-            Guard(app, hosts=gateway.hosts if _on_loopback(listener) else None, origins=gateway.origins),
+            Guard(
+                app, hosts=gateway.hosts if is_loopback(listener.getsockname()[0]) else None, origins=gateway.origins
+            ),
             max_headers=64 << 10,
             header_timeout=10.0,
             body_timeout=60.0,
@@ -167,12 +169,6 @@ async def serve(gateway: Gateway, listener: socket.socket) -> None:
         await stop.wait()
         log.info("draining", grace=gateway.grace)
         log.info("stopped", cut_off=await server.drain(gateway.grace))
-
-
-def _on_loopback(listener: socket.socket) -> bool:
-    from ipaddress import ip_address
-
-    return ip_address(listener.getsockname()[0]).is_loopback
 
 
 async def make_app(gateway: Gateway, channel: grpc.aio.Channel, draining: Callable[[], bool]) -> tuple[ASGIApp, int]:

@@ -24,12 +24,16 @@ ANONYMOUS = Principal()
 
 
 class Attempt(Struct, kw_only=True):
-    """One try of one target. Times are monotonic seconds; `ended` and `failure` stay None while it runs well."""
+    """One try of one target. Times are monotonic seconds; `ended` and `failure` stay None while it runs well.
+
+    `queued`: seconds since `started` in which it waited for a place at the target.
+    """
 
     provider: str
     model: str
     started: float
     ended: float | None = None
+    queued: float = 0.0
     failure: Failure | None = None
 
     @property

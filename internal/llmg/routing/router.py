@@ -6,16 +6,25 @@ a text twice. A unary answer commits when it is complete.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+from random import Random as Dice
+from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from llmg.core.context import Attempt, Context
 from llmg.core.errors import FAILS_OVER, Failure, Kind, internal, not_implemented
 from llmg.core.events import Batch, commits
 from llmg.core.request import Embed, Request
-from llmg.ports import Answering, Clock, Policy, Profile, Provider
+from llmg.ports import Answering, Asked, Clock, Policy, Profile, Provider, Random
+from llmg.routing.course import Course
+from llmg.routing.health import Health
+from llmg.routing.policies.base import First
+from llmg.routing.policies.view import View
+from llmg.routing.retries import Retries
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -26,15 +35,23 @@ class Target(Struct, frozen=True, kw_only=True):
     inner: Provider
     weight: float = 1.0
     profile: Profile = Profile()
+    health: Health = field(default_factory=Health)
 
 
 class Group(Struct, frozen=True, kw_only=True):
-    """A name that clients use, and the targets that may answer for it."""
+    """A name that clients use, and the targets that may answer for it.
+
+    When they all fail, or one fails with a kind of `fallback_on`, the models of `fallbacks` are asked, in this order;
+    then, if none of them answers either, the model's own targets again, as `retries` allow.
+    """
 
     name: str
     targets: tuple[Target, ...]
     policy: Policy
     created: int = 0
+    fallbacks: tuple[str, ...] = ()
+    fallback_on: frozenset[Kind] = frozenset()
+    retries: Retries | None = None
 
     def profile(self) -> Profile:
         """What at least one of the targets can do."""
@@ -70,54 +87,70 @@ class Models:
         return Group(name=name, targets=(make(model),), policy=_ONLY)
 
 
-class _Only:
-    def choose(self, candidates: Sequence[int], /) -> int:
-        return candidates[0]
-
-
-_ONLY = _Only()
+_ONLY = First()
+_CHANCE: Final = Dice()
 
 
 class Router:
     """Answers from the targets of the request's model."""
 
-    def __init__(self, models: Models, clock: Clock) -> None:
+    def __init__(self, models: Models, clock: Clock, random: Random = _CHANCE) -> None:
+        """`random` spreads the retries."""
         self._models = models
         self._clock = clock
+        self._random = random
 
     def open(self, request: Request, context: Context, /) -> Answering:
         """See `ports.Provider`."""
         group = self._models.find(request.model)
-        return _Routed(group, _able(group, request), request, context, self._clock)
+        able = partial(_able, request)
+        left = able(group)
+        if not left:
+            what = "embeddings" if isinstance(request, Embed) else "chat"
+            raise not_implemented(f"{what} for the model '{group.name}'")
+        course = Course(group, left, self._models.find, able)
+        return _Routed(course, request, context, self._clock, self._random)
 
 
-def _able(group: Group, request: Request) -> list[int]:
+def _went_well(failure: Failure | None) -> bool | None:
+    """Did the target? None: what the caller or we did says nothing of it."""
+    if failure is None:
+        return True
+    return False if failure.kind in FAILS_OVER else None
+
+
+def _able(request: Request, group: Group) -> list[int]:
     embed = isinstance(request, Embed)
-    able = [i for i, t in enumerate(group.targets) if (t.profile.embed if embed else t.profile.chat)]
-    if not able:
-        raise not_implemented(f"{'embeddings' if embed else 'chat'} for the model '{group.name}'")
-    return able
+    return [i for i, t in enumerate(group.targets) if (t.profile.embed if embed else t.profile.chat)]
 
 
 class _Routed:
     __slots__ = (
+        "_asked",
         "_attempt",
+        "_chosen",
         "_clock",
         "_committed",
         "_context",
+        "_course",
         "_events",
-        "_group",
         "_inner",
-        "_left",
         "_over",
+        "_random",
         "_request",
+        "_target",
+        "_ticket",
     )
 
-    def __init__(self, group: Group, left: list[int], request: Request, context: Context, clock: Clock) -> None:
-        self._group = group
-        self._left = left
+    def __init__(self, course: Course, request: Request, context: Context, clock: Clock, random: Random) -> None:
+        self._course = course
+        self._random = random
+        self._target: Target
+        self._ticket = 0  # of the target's health
         self._request = request
         self._context = context
+        self._asked: Asked = View(request, context)
+        self._chosen = -1
         self._clock = clock
         self._inner: Answering | None = None
         self._events: AsyncIterator[Batch]
@@ -162,19 +195,29 @@ class _Routed:
                 batch = await self._until_commit()
             except Failure as failure:
                 await self._leave(failure)
-                if failure.kind not in FAILS_OVER or not self._left:
+                wait = self._course.next(failure, self._clock.monotonic(), self._context.deadline, self._random)
+                if wait is None:
                     raise
+                if wait > 0.0:
+                    await asyncio.sleep(wait)
             else:
                 self._committed = True
+                now = self._clock.monotonic()
+                self._target.health.committed(self._ticket, now)
+                self._course.group.policy.first_event(self._chosen, now - self._attempt.started)
                 self._context.observer.committed(self._context, self._attempt)
                 return batch
 
     async def _enter(self) -> None:
-        chosen = self._group.policy.choose(self._left)
-        self._left.remove(chosen)
-        target = self._group.targets[chosen]
-        self._attempt = Attempt(provider=target.provider, model=target.model, started=self._clock.monotonic())
+        course, now = self._course, self._clock.monotonic()
+        policy = course.group.policy
+        chosen = self._chosen = policy.choose(course.candidates(now), self._asked)
+        course.left.remove(chosen)
+        target = self._target = course.group.targets[chosen]
+        self._attempt = Attempt(provider=target.provider, model=target.model, started=now)
         self._context.trail.append(self._attempt)
+        self._ticket = target.health.begin()
+        policy.started(chosen)
         self._context.observer.attempt_started(self._context, self._attempt)
         request = self._request if target.model == self._request.model else replace(self._request, model=target.model)
         inner = target.inner.open(request, self._context)
@@ -198,6 +241,9 @@ class _Routed:
         if attempt is not None and attempt.ended is None:
             attempt.failure = attempt.failure or failure
             attempt.ended = self._clock.monotonic()
+            self._target.health.ended(self._ticket, attempt.ended, attempt.failure)
+            took = attempt.ended - attempt.started
+            self._course.group.policy.ended(self._chosen, took, _went_well(attempt.failure))
             self._context.observer.attempt_ended(self._context, attempt)
         if inner is not None:
             await inner.__aexit__(None, None, None)

@@ -98,7 +98,7 @@ def _key(segment: str, node: Node | None, values: Any) -> str:
 def _decode(text: str, node: Node | None, beyond: bool) -> Any:
     if beyond:
         raise ValueError("has no parts that could be set by themselves")
-    if node is None or node.single:
+    if node is None or node.single or (len(node.sections) > 1 and text in node.kinds):  # `p2c` for `{kind: p2c}`
         return text
     what = "list" if node.list_of else "object"
     try:

@@ -31,8 +31,17 @@ _EXPECTED = {
     "string_too_short": "text that isn't empty",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "{ge:g} or more",
+    "less_than_equal": "{le:g} or less",
 }
-_SHOWN = {"int_parsing", "int_from_float", "float_parsing", "bool_parsing", "greater_than", "greater_than_equal"}
+_SHOWN = {
+    "int_parsing",
+    "int_from_float",
+    "float_parsing",
+    "bool_parsing",
+    "greater_than",
+    "greater_than_equal",
+    "less_than_equal",
+}
 """Errors of numbers and booleans: what was written instead may be shown."""
 
 
@@ -81,6 +90,10 @@ class Explainer:
     def unknown_name(self, place: Keys, what: str, value: str, names: Iterable[str]) -> Problem:
         """A name that should be declared elsewhere, and isn't."""
         return self._problem(place, f"expected {what}{self._got(place, value)}", suggestion(value, names))
+
+    def cycle(self, place: Keys, path: Iterable[str]) -> Problem:
+        """Names that lead back to where they started."""
+        return self._problem(place, f"expected no cycle, but this one closes {' -> '.join(path)}")
 
     def _unexpected(self, place: Keys, value: Any, cause: Expected) -> Problem:
         got = self._got(place, value) if cause.show else ""

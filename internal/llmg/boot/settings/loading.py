@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from llmg.boot.settings import environment, yamlfile
+from llmg.boot.settings import environment, fallbacks, yamlfile
 from llmg.boot.settings.annotations import ROOT
 from llmg.boot.settings.explain import Explainer
 from llmg.boot.settings.layers import Layer, Origin, expand, merge
@@ -71,6 +71,11 @@ def _checked(layer: Layer, env: Mapping[str, str], problems: list[Problem]) -> S
         explainer.unknown_name(keys, "the name of a declared provider", name, names)
         for keys, name, names in _undeclared(values)
     ]
+    problems += [
+        explainer.unknown_name(keys, "the name of a declared model", name, names)
+        for keys, name, names in fallbacks.undeclared(values)
+    ]
+    problems += [explainer.cycle(keys, path) for keys, path in fallbacks.cycles(values)]
     try:
         settings = Settings(**{key: value for key, value in values.items() if key not in unknown})
     except ValidationError as error:

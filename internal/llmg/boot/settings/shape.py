@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -10,12 +10,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     SecretStr,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_before_validator_function
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from llmg.boot.settings import units
@@ -118,6 +122,9 @@ Size = Annotated[
 ]
 """Bytes, more than 0."""
 Count = Annotated[int, Field(ge=0), BeforeValidator(_no_boolean)]
+Money = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_no_boolean)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_boolean)]
+LoadFactor = Annotated[float, Field(ge=1, allow_inf_nan=False), BeforeValidator(_no_boolean)]
 PositiveCount = Annotated[int, Field(ge=1), BeforeValidator(_no_boolean)]
 ServerAddress = Annotated[
     str, AfterValidator(_address), WithJsonSchema({"type": "string", "pattern": r"^\S+:\d{1,5}$"})
@@ -149,7 +156,7 @@ class Section(BaseModel):
 
 
 class Tls(Section):
-    """A server's TLS, with files in PEM."""
+    """A server's TLS, with files in PEM. Paths are from the folder that llmg is started in."""
 
     cert: Path = Field(description="The server's certificate, and after it those of its issuers.")
     key: Path = Field(description="The certificate's private key, without a passphrase.")
@@ -191,8 +198,8 @@ class Http(Section):
     tls: Tls | None = Field(default=None, description="HTTPS instead of HTTP.")
     hosts: tuple[HostName, ...] = Field(
         default=(),
-        description="Names of this server, besides those of loopback: without keys, and listening on loopback, it "
-        "answers to no other, so that no web page can reach it by a name of its own (DNS rebinding).",
+        description="Names of this server, besides those of loopback. Without keys, and where it listens on loopback "
+        "or has such names, it answers to no other: no web page can reach it by a name of its own (DNS rebinding).",
     )
     origins: tuple[WebOrigin, ...] = Field(
         default=(),
@@ -338,6 +345,36 @@ class TimeoutOverrides(Section):
         return timeouts.model_copy(update=self.model_dump(exclude_none=True))
 
 
+class Breaker(Section):
+    """When a target that fails is left alone, and for how long."""
+
+    enabled: bool = Field(default=True, description="Whether it ever is.")
+    failure_ratio: Annotated[float, Field(gt=0, le=1), BeforeValidator(_no_boolean)] = Field(
+        default=0.5, description="It is when this share of the calls within `window` failed, 0 to 1,"
+    )
+    min_calls: PositiveCount = Field(default=20, description="if there were so many,")
+    window: Duration = Field(default=30.0, description="the time in which calls are counted;")
+    consecutive: PositiveCount = Field(default=5, description="or when so many failed one after the other.")
+    open_for: Duration = Field(default=5.0, description="After this time it is tried again,")
+    probes: PositiveCount = Field(
+        default=1, description="by so many requests at a time; it is back when as many were answered."
+    )
+
+
+class Resilience(Section):
+    """What is done when a target is in trouble or full. A target is a model of the provider."""
+
+    breaker: Breaker = Field(default=Breaker(), description="When a target that fails is left alone.")
+    max_cooldown: DurationOrZero = Field(
+        default=60.0,
+        description="The longest that a target is left alone which asks for it (429 or 503 with Retry-After). 0: it "
+        "asks in vain.",
+    )
+    max_in_flight: Count = Field(default=0, description="Requests of a target at the same time. 0: any number.")
+    max_queue: Count = Field(default=100, description="Requests that may wait for a place then; one more: 503.")
+    queue_timeout: Duration = Field(default=10.0, description="How long they may: then 503.")
+
+
 class BackendProvider(Section):
     """A model engine in a process of its own, spoken to by gRPC: started by llmg (engine) or running (address)."""
 
@@ -371,6 +408,7 @@ class BackendProvider(Section):
     options: tuple[Text, ...] = Field(default=(), description="Engine options, passed on as they are: name:value.")
     env: dict[Text, SecretStr] = Field(default={}, description="Environment variables for the engine's process.")
     timeouts: Timeouts = Field(default=Timeouts(), description="Limits of one call.")
+    resilience: Resilience = Field(default=Resilience(), description="What is done when it is in trouble or full.")
 
     @field_validator("engine")
     @classmethod
@@ -384,7 +422,9 @@ class BackendProvider(Section):
     @model_validator(mode="after")
     def _engine_or_address(self) -> "BackendProvider":
         if self.engine is None and self.address is None:
-            raise Expected("`engine` (to start one) or `address` (of a running one)")
+            raise Expected(
+                "`engine` (to start one; with `external`, a name of your choice) or `address` (of a running one)"
+            )
         if self.engine is not None and self.address is not None:
             raise Expected("either `engine` or `address`, not both")
         unused = ("external", "env") if self.engine is None else ("token",)
@@ -413,6 +453,7 @@ class OpenAIProvider(Section):
         default=0, description="Connections open at the same time. 0: as many as there are calls."
     )
     timeouts: Timeouts = Field(default=Timeouts(), description="Limits of one call.")
+    resilience: Resilience = Field(default=Resilience(), description="What is done when it is in trouble or full.")
 
 
 class EchoProvider(Section):
@@ -424,6 +465,112 @@ class EchoProvider(Section):
 Provider = Annotated[BackendProvider | OpenAIProvider | EchoProvider, Field(discriminator="kind")]
 
 
+class PlainPolicy(Section):
+    """A policy that has no options."""
+
+    kind: Literal["weighted", "round_robin", "random", "least_busy", "lowest_cost"] = Field(
+        description="weighted: in turns, by weight. round_robin: in turns. random: by chance and weight. least_busy: "
+        "the fewest requests in flight for the weight. lowest_cost: the lowest price of this request."
+    )
+
+
+class P2C(Section):
+    """Of two targets drawn at random, the one with the lower latency x requests in flight."""
+
+    kind: Literal["p2c"] = Field(description="The better of two drawn at random.")
+    decay: Duration = Field(default=10.0, description="How long a latency counts; longer ago, ever less.")
+
+
+class LowestLatency(Section):
+    """The target with the lowest time to its first event."""
+
+    kind: Literal["lowest_latency"] = Field(description="The lowest time to the first event.")
+    decay: Duration = Field(default=10.0, description="How long a latency counts; longer ago, ever less.")
+    explore: Share = Field(
+        default=0.05, description="The share of requests that go to the target not asked for longest, 0 to 1."
+    )
+    load_factor: LoadFactor = Field(
+        default=1.25, description="How much more than its share of the requests in flight a target may have: 1 or more."
+    )
+
+
+class Sticky(Section):
+    """Requests of one user or session go to one target, as long as it isn't overloaded."""
+
+    kind: Literal["sticky"] = Field(description="One user or session, one target.")
+    by: Literal["user", "session"] = Field(default="user", description="What has to be the same.")
+    load_factor: LoadFactor = Field(
+        default=1.25, description="How much more than its share of the requests in flight a target may have: 1 or more."
+    )
+
+
+class PrefixPolicy(Section):
+    """Prompts that begin alike go to one target, whose cache holds the beginning, as long as it isn't overloaded."""
+
+    kind: Literal["prefix"] = Field(description="Prompts that begin alike, one target.")
+    block: PositiveCount = Field(default=512, description="Bytes of the prompt that are compared as one.")
+    capacity: PositiveCount = Field(default=65_536, description="Blocks that are remembered; about 150 bytes each.")
+    expiry: Duration = Field(default=600.0, description="How long a block is remembered at least, after its last use.")
+    load_factor: LoadFactor = Field(
+        default=1.25, description="How much more than its share of the requests in flight a target may have: 1 or more."
+    )
+    slack: Count = Field(default=1, description="Requests in flight that it may have on top of that.")
+
+
+class _Short:
+    """A policy's name stands for the policy with its defaults: `p2c` is `{kind: p2c}`."""
+
+    def __init__(self, *sections: type[Section]) -> None:
+        self._kinds = [kind for one in sections for kind in get_args(one.model_fields["kind"].annotation)]
+
+    def _long(self, value: object) -> object:
+        if isinstance(value, str):
+            if value not in self._kinds:
+                raise Expected(f"one of {', '.join(self._kinds)}", choices=self._kinds, show=True)
+            return {"kind": value}
+        if isinstance(value, dict | Section):
+            return value
+        raise Expected("a policy's name, or a mapping with its `kind`", show=True)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_before_validator_function(self._long, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string", "enum": self._kinds}, handler(schema)]}
+
+
+InnerPolicy = PlainPolicy | P2C | LowestLatency | Sticky | PrefixPolicy
+TierPolicy = Annotated[InnerPolicy, Field(discriminator="kind"), _Short(*get_args(InnerPolicy))]
+
+
+class PriorityPolicy(Section):
+    """Targets in tiers: a tier is asked when all targets of the tiers before it have failed."""
+
+    kind: Literal["priority"] = Field(description="In tiers, by the targets' `priority`.")
+    tiers: Annotated[tuple[TierPolicy, ...], Field(min_length=1)] = Field(
+        default=(PlainPolicy(kind="weighted"),),
+        description="The policy within each tier, the first tier's first. The last one holds for all further tiers.",
+    )
+
+    def within(self, place: int) -> InnerPolicy:
+        """The policy of the nth tier in use, from 0."""
+        return self.tiers[min(place, len(self.tiers) - 1)]
+
+
+Policy = Annotated[
+    InnerPolicy | PriorityPolicy,
+    Field(discriminator="kind"),
+    _Short(*get_args(InnerPolicy), PriorityPolicy),
+]
+
+
+class Price(Section):
+    """What a target's tokens cost, in USD per million tokens."""
+
+    input: Money = Field(description="Of the prompt's tokens.")
+    output: Money = Field(description="Of the answer's tokens.")
+
+
 class Target(Section):
     """A model of a provider that may answer."""
 
@@ -433,16 +580,37 @@ class Target(Section):
         "or the name of a file below models_dir."
     )
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_boolean)] = Field(
-        default=1.0, description="The share of requests that go here, relative to the other targets'."
+        default=1.0,
+        description="The share of requests that go here, relative to the other targets'; for policies that count what "
+        "is in flight, the share of that.",
+    )
+    priority: Count = Field(
+        default=0, description="With the policy `priority`: the tier. Lower ones are asked first; 0 is the first."
+    )
+    price: Price | None = Field(default=None, description="With the policy `lowest_cost`: what its tokens cost.")
+
+
+class Retries(Section):
+    """How often a model's targets are asked again, when all have failed before the answer began."""
+
+    max: Count = Field(default=1, description="For one request, at most.")
+    backoff: Duration = Field(
+        default=0.1, description="The longest wait before the first; it doubles each time, and is drawn at random,"
+    )
+    max_backoff: Duration = Field(default=2.0, description="up to this.")
+    budget: Share = Field(default=0.2, description="Retries per request, of all the model's: 0 to 1.")
+    floor: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_no_boolean)] = Field(
+        default=1.0, description="Retries per second that there may be all the same."
     )
 
 
 class Model(Section):
     """A model that clients may ask for by name, and who answers it."""
 
-    policy: Literal["weighted"] = Field(
-        default="weighted",
-        description="How a target is chosen. When one fails before its answer began, the next is tried.",
+    policy: Policy = Field(
+        default=PlainPolicy(kind="weighted"),
+        description="How a target is chosen: a policy's name, or `kind` and options. When a target fails before its "
+        "answer began, the next is chosen among the others.",
     )
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = Field(description="Who may answer; at least one.")
     embeddings: bool | None = Field(
@@ -451,6 +619,30 @@ class Model(Section):
     timeouts: TimeoutOverrides = Field(
         default=TimeoutOverrides(), description="Limits of a call, where not the provider's."
     )
+    retries: Retries = Field(default=Retries(), description="How often its targets are asked again.")
+    fallbacks: tuple[ModelName, ...] = Field(
+        default=(),
+        description="Models that are asked when all targets have failed before the answer began, in this order; after "
+        "each, its own fallbacks.",
+    )
+    fallback_on: tuple[Literal["context_length_exceeded", "content_filtered"], ...] = Field(
+        default=(), description="What else leads to the fallbacks: the prompt is too long, or was refused."
+    )
+
+    @model_validator(mode="after")
+    def _what_the_policy_needs(self) -> "Model":
+        tiers = sorted({target.priority for target in self.targets})
+        if isinstance(self.policy, PriorityPolicy):
+            if len(self.policy.tiers) > len(tiers):
+                raise Expected(f"at most as many `tiers` as the targets have priorities ({len(tiers)})")
+            asked = {tier: self.policy.within(place).kind for place, tier in enumerate(tiers)}
+        else:
+            if tiers != [0]:
+                raise Expected("the policy `priority`, as a target has a `priority`")
+            asked = {0: self.policy.kind}
+        if any(asked[target.priority] == "lowest_cost" and target.price is None for target in self.targets):
+            raise Expected("a `price` for each target that the policy `lowest_cost` chooses from")
+        return self
 
 
 class Settings(BaseSettings):
@@ -480,6 +672,16 @@ class Settings(BaseSettings):
     models_dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         default=Path("models"), description="Where model files named without a path are looked for."
     )
+
+    @model_validator(mode="after")
+    def _addresses_of_their_own(self) -> "Settings":
+        bound = {"http": self.http.bind, "grpc": self.grpc.bind if self.grpc.enabled else None}
+        bound["graphql"] = self.graphql.bind if self.graphql.enabled else None
+        known: dict[tuple[str, int], str] = {}
+        for name, bind in bound.items():
+            if bind is not None and bind[1] != 0 and (other := known.setdefault(bind, name)) != name:
+                raise Expected(f"addresses that differ, but {other}.server_addr and {name}.server_addr are the same")
+        return self
 
     @field_validator("keys")
     @classmethod

@@ -48,6 +48,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _reading = "head"  # what comes next of a request: its head, its body
     _head_bytes = -1  # of a head under way; -1: none is
     _ended = False  # did a request end in the bytes at hand?
+    _framing = 0  # bytes of a body under way since its last content: chunks' heads, trailers
     _clock: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
     _deaf = False  # what the client still sends is thrown away
@@ -100,6 +101,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self._ended = False
+        self._framing += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -107,6 +109,8 @@ class LimitedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(400, Failure(Kind.INVALID_REQUEST, "the request is not valid HTTP"))
         if self._reading == "body":
+            if self._framing > self.max_headers:
+                self._refuse(431, self._headers_too_large())
             self._run_clock(self.body_timeout, "its body")
         elif self._head_bytes >= 0:  # a head has begun
             # Where in these bytes it did is not known, when the request before it ended in them.
@@ -121,6 +125,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._reading, self._head_bytes = "head", 0
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header. A trailer is none (RFC 9110, 6.5.1), and nothing here has a use for those."""
+        if self._reading == "head":
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The headers are all there: refused when they are too large together."""
         if self._deaf or self.parser.should_upgrade():
@@ -129,7 +138,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._head_is_too_large():
             self._refuse(431, self._headers_too_large())
             return
-        self._reading, self._head_bytes = "body", -1
+        self._reading, self._head_bytes, self._framing = "body", -1, 0
         super().on_headers_complete()
         self.scope["extensions"] = self._extensions
         if self.draining():
@@ -137,6 +146,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
+        self._framing = 0
         if not self._deaf:
             super().on_body(body)
 
@@ -356,7 +366,8 @@ class HttpServer:
         Of WebSockets: `max_message`, the largest that clients may send; `ping_interval` between our pings, the answer
         to each of which has `ping_timeout`.
         """
-        self._tls = tls
+        # A client that does not shake hands is one that sends no headers.
+        self._secured: Any = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": header_timeout}
         lost = asyncio.Event()
         both: dict[str, Any] = {"lost": staticmethod(lost.set), "write_timeout": write_timeout}
         limits: dict[str, Any] = {
@@ -395,7 +406,7 @@ class HttpServer:
         self._listener = listener
         self._tick()
         self._server = await asyncio.get_running_loop().create_server(
-            self._protocol, sock=listener, backlog=self._config.backlog, ssl=self._tls
+            self._protocol, sock=listener, backlog=self._config.backlog, **self._secured
         )
 
     def _protocol(self) -> LimitedProtocol:
@@ -446,7 +457,7 @@ class HttpServer:
         client.setblocking(False)
         with suppress(OSError, TimeoutError):  # its handshake failed, or took too long
             async with asyncio.timeout(LINGER):
-                await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client, ssl=self._tls)
+                await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client, **self._secured)
 
     def _connections(self) -> list[LimitedProtocol | SocketProtocol]:
         return [c for c in self._state.connections if isinstance(c, LimitedProtocol | SocketProtocol)]

@@ -1,11 +1,14 @@
-"""Policies: which of a model's targets is asked next. Pure: no clock, no I/O, state of their own only."""
+"""Smooth weighted round robin."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmg.ports import Asked
+from llmg.routing.policies.base import Unmoved
 
-class Weighted:
+
+class Weighted(Unmoved):
     """Smooth weighted round robin: shares are exact over a cycle, and a heavy target's turns are spread over it.
 
     Each turn every candidate gains its weight, the richest is chosen and pays what all gained (as nginx does it).
@@ -15,7 +18,7 @@ class Weighted:
         self._weights = tuple(weights)
         self._credit = [0.0] * len(self._weights)
 
-    def choose(self, candidates: Sequence[int], /) -> int:
+    def choose(self, candidates: Sequence[int], asked: Asked, /) -> int:
         """See `ports.Policy`."""
         if len(candidates) == 1:
             return candidates[0]

@@ -1,0 +1,185 @@
+"""Is a target fit to be asked? Its circuit breaker, and the time in which it asked to be left alone.
+
+One per target, whatever names it is reached by. Pure: every time is an argument, in monotonic seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import Final, Protocol
+
+from llmg.core.errors import Failure, Kind
+from llmg.routing.breaker import Breaker, Limits, State
+
+LIMITS: Final = Limits()
+MAX_COOLDOWN: Final = 60.0
+
+
+_SOON: Final = 1.0  # seconds, in which a probe may be over
+
+
+class Verdict(Enum):
+    """What a failure says about the target."""
+
+    FAULT = auto()  # it can't answer
+    ALIVE = auto()  # it did: the request was wrong
+    NOTHING = auto()
+
+
+VERDICTS: Final[dict[Kind, Verdict]] = {
+    Kind.INVALID_REQUEST: Verdict.ALIVE,
+    Kind.UNAUTHENTICATED: Verdict.NOTHING,
+    Kind.PERMISSION_DENIED: Verdict.NOTHING,
+    Kind.NOT_FOUND: Verdict.ALIVE,
+    Kind.MODEL_NOT_FOUND: Verdict.NOTHING,
+    Kind.METHOD_NOT_ALLOWED: Verdict.NOTHING,
+    Kind.REQUEST_TOO_LARGE: Verdict.ALIVE,
+    Kind.UNSUPPORTED_MEDIA_TYPE: Verdict.ALIVE,
+    Kind.CONTEXT_LENGTH_EXCEEDED: Verdict.ALIVE,
+    Kind.CONTENT_FILTERED: Verdict.ALIVE,
+    Kind.RATE_LIMITED: Verdict.NOTHING,
+    Kind.QUOTA_EXCEEDED: Verdict.NOTHING,
+    Kind.CANCELLED: Verdict.NOTHING,
+    Kind.CLIENT_TIMEOUT: Verdict.NOTHING,
+    Kind.NOT_IMPLEMENTED: Verdict.NOTHING,
+    Kind.DEADLINE_EXCEEDED: Verdict.NOTHING,  # the caller's: it may have been too short for anyone
+    Kind.OVERLOADED: Verdict.NOTHING,  # busy is not broken
+    Kind.SHUTTING_DOWN: Verdict.NOTHING,
+    Kind.UPSTREAM_UNAVAILABLE: Verdict.FAULT,
+    Kind.UPSTREAM_TIMEOUT: Verdict.FAULT,
+    Kind.UPSTREAM_RATE_LIMITED: Verdict.NOTHING,  # the cooldown's matter
+    Kind.UPSTREAM_AUTH: Verdict.FAULT,  # our key, but it fails there whoever asks
+    Kind.UPSTREAM_MODEL_NOT_FOUND: Verdict.FAULT,  # likewise
+    Kind.UPSTREAM_TRUNCATED: Verdict.FAULT,
+    Kind.UPSTREAM_PROTOCOL: Verdict.FAULT,
+    Kind.UPSTREAM_ERROR: Verdict.FAULT,
+    Kind.BACKEND_CRASHED: Verdict.FAULT,
+    Kind.INTERNAL: Verdict.NOTHING,
+}
+"""Only what is the target's fault opens its circuit."""
+
+COOLS: Final = frozenset({Kind.UPSTREAM_RATE_LIMITED, Kind.UPSTREAM_UNAVAILABLE, Kind.BACKEND_CRASHED})
+"""With a `retry_after`, these ask to be left alone until then: 429, 503, and an engine that did not start."""
+
+
+class Health:
+    """What is known of one target. `full`: a request would have to wait for a place.
+
+    `calm`: nothing is the matter, and nothing more need be asked, which is the rule and has to be quick.
+    """
+
+    __slots__ = ("_cool_until", "_limited", "_max_cooldown", "breaker", "calm", "full")
+
+    def __init__(self, limits: Limits = LIMITS, max_cooldown: float = MAX_COOLDOWN) -> None:
+        """`max_cooldown` seconds at most are waited, whatever the target asks; 0: it asks in vain."""
+        self._max_cooldown = max_cooldown
+        self._cool_until = 0.0
+        self._limited = False  # is it a rate limit that cools it down?
+        self.breaker = Breaker(limits)
+        self.full = False
+        self.calm = True
+
+    def crowded(self, full: bool) -> None:
+        """Its last place was taken, or one became free."""
+        self.full = full
+        self._settle()
+
+    def fit(self, now: float) -> bool:
+        """May it be asked?"""
+        return self.calm or (not self.cooling(now) and self.breaker.allows(now))
+
+    def cooling(self, now: float) -> bool:
+        """Is it to be left alone, by its own word?"""
+        if now >= self._cool_until:
+            self._cool_until = 0.0
+            self._settle()
+        return self._cool_until > 0.0
+
+    def retry_after(self, now: float) -> float:
+        """Seconds until it may be asked, as far as is known."""
+        return max(self._cool_until - now, self.breaker.retry_after(now), 0.0)
+
+    def unfit(self, now: float) -> Failure | None:
+        """Why it may not be asked, and until when."""
+        if self.fit(now):
+            return None
+        kind, words = Kind.UPSTREAM_UNAVAILABLE, "the upstream failed too often, and is being tried out again"
+        if self.cooling(now):
+            kind = Kind.UPSTREAM_RATE_LIMITED if self._limited else kind
+            words = "the upstream asked to be left alone for a while"
+        return Failure(kind, words, retry_after=max(self.retry_after(now), _SOON))
+
+    def begin(self) -> int:
+        """It is being asked: the ticket for `committed` and `ended`."""
+        return self.breaker.begin()
+
+    def committed(self, ticket: int, now: float) -> None:
+        """It has begun to answer, which is all that a probe is for: how long the answer takes doesn't matter."""
+        if self.breaker.state is not State.CLOSED:
+            self.breaker.succeeded(ticket, now)
+            self._settle()
+
+    def ended(self, ticket: int, now: float, failure: Failure | None) -> None:
+        """It has answered, or failed, or was left."""
+        verdict = Verdict.ALIVE if failure is None else VERDICTS[failure.kind]
+        if verdict is Verdict.ALIVE:
+            self.breaker.succeeded(ticket, now)
+        elif verdict is Verdict.FAULT:
+            self.breaker.failed(ticket, now)
+        else:
+            self.breaker.dropped(ticket)
+        if failure is not None:
+            self._cool(failure, now)
+            self._settle()
+        elif not self.calm:
+            self._settle()
+
+    def _cool(self, failure: Failure, now: float) -> None:
+        if failure.kind in COOLS and failure.retry_after is not None:
+            until = now + min(failure.retry_after, self._max_cooldown)
+            if until > max(now, self._cool_until):
+                self._cool_until = until
+                self._limited = failure.kind is Kind.UPSTREAM_RATE_LIMITED
+
+    def _settle(self) -> None:
+        self.calm = not self.full and self._cool_until == 0.0 and self.breaker.state is State.CLOSED
+
+
+class Askable(Protocol):
+    """What `fittest` looks at in a target."""
+
+    @property
+    def health(self) -> Health:
+        """Its health."""
+        ...
+
+
+def fittest(targets: Sequence[Askable], left: Sequence[int], now: float) -> Sequence[int]:
+    """Those of `left` to choose from: the fit ones, of which those with a free place, where there are any.
+
+    When none is fit, the one whose circuit opened first of all, if a probe of it may begin; else none.
+    """
+    for index in left:
+        if not targets[index].health.calm:
+            break
+    else:
+        return left
+    fit = [index for index in left if targets[index].health.fit(now)]
+    free = [index for index in fit if not targets[index].health.full]
+    return free or fit or _last_resort(targets, left, now)
+
+
+def _last_resort(targets: Sequence[Askable], left: Sequence[int], now: float) -> Sequence[int]:
+    opened = [
+        index
+        for index in left
+        if targets[index].health.breaker.state is State.OPEN and not targets[index].health.cooling(now)
+    ]
+    return [min(opened, key=lambda index: targets[index].health.breaker.opened)] if opened else []
+
+
+def unfit(targets: Sequence[Askable], tried: Sequence[int], now: float) -> Failure:
+    """Why none of them may be asked: the reason of the one that may be asked first, and when."""
+    reasons = [reason for index in tried if (reason := targets[index].health.unfit(now)) is not None]
+    return min(reasons, key=lambda failure: failure.retry_after or 0.0)
