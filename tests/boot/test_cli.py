@@ -331,7 +331,7 @@ async def test_chat_with_a_server_that_is_no_gateway(serve: Serve) -> None:
 @BOTH
 async def test_chat_says_what_the_gateway_says_when_it_stops(serve: Serve, way: str) -> None:
     async with upstream(stall_midway) as up:
-        gateway = await serve({**to_upstream(up.base_url), "server": {"grace": "0s"}})
+        gateway = await serve({**to_upstream(up.base_url), "server": {"grace": "300ms"}})
         asked = asyncio.create_task(chat(gateway, way, "Hello"))
         await up.call(0)
         gateway.tell(signal.SIGTERM)

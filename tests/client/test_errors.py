@@ -134,6 +134,31 @@ async def test_a_field_that_the_gateway_refuses(fields: Any, param: str) -> None
     assert raised.value.param == param
 
 
+@BOTH
+async def test_what_can_not_be_written_is_not_sent(way: Way) -> None:
+    message = sdk.types.Message(role=2**31)  # type: ignore[arg-type]
+
+    async def wrong(client: Client) -> None:
+        if way is ask:
+            await client.chat("m", [message])
+        async with client.stream("m", [message]) as stream:
+            await stream.get_final_completion()
+
+    async with listener(None) as address, Client(address, timeout=PATIENCE) as client:
+        error = await failure(client, wrong)
+        assert (type(error), error.param) == (sdk.InvalidRequestError, "chat.messages[0].role")
+        with pytest.raises(sdk.InvalidRequestError) as raised:
+            await client.embed("m", "Hello", dimensions=2**40)
+        assert raised.value.param == "dimensions"
+        with pytest.raises(sdk.InvalidRequestError) as raised:
+            await client.model(5)  # type: ignore[arg-type]
+        assert raised.value.param == "id"
+        stub = client.stub(sdk.types.ModelServiceStub)
+        with pytest.raises(sdk.InvalidRequestError) as raised:
+            await stub.list_models(sdk.types.ListModelsRequest(page_size=2**32 + 1))
+        assert raised.value.param == "page_size"
+
+
 @pytest.mark.parametrize("key", [None, "sk-another-1234567890"])
 @BOTH
 async def test_no_key_or_a_wrong_one(key: str | None, way: Way) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from array import array
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -38,10 +39,11 @@ from llmg.doors.gateway.inprocess import InProcess
 from llmg.doors.gateway.remote import describe
 from llmg.gatewayapi.v1 import chat_pb2 as pb
 from llmg.ports import Answering
+from llmg.services.admission import LONGEST
 from llmg.testing.scripted import Call, Gate, Script, Scripted, saying
 from llmg.wire.openai.errors import STATUS
 from support import exotic, gatewayapi
-from support.doors import MODELS
+from support.doors import MODELS, admission
 from support.gateway import Gateway
 from support.http import PATIENCE, Response
 from support.restgateway import (
@@ -59,6 +61,7 @@ from support.restgateway import (
 
 ROOT = Path(__file__).parents[2]
 PROMPTLY = 1.0  # seconds; it is milliseconds, on a machine that has nothing else to do
+YEAR = 365 * 86400.0
 JSON = {"Content-Type": "application/json"}
 CHAT = {"model": "m", "messages": [{"role": "ROLE_USER", "parts": [{"text": {"text": "Hello there"}}]}]}
 WHOLE, STREAM = "/api/v1/chat/completions", "/api/v1/chat/completions:stream"
@@ -158,6 +161,14 @@ async def test_a_stream(where: str, kind: str) -> None:
         ("application/json", NDJSON),
         ("text/html, text/event-stream;q=0.5", "text/event-stream; charset=utf-8"),
         ("text/event-stream;q=0", NDJSON),
+        ("application/x-ndjson, text/event-stream;q=0.1", NDJSON),
+        ("application/x-ndjson;q=0.1, text/event-stream;q=0.2", "text/event-stream; charset=utf-8"),
+        ("application/jsonl, text/event-stream;q=0.9", "application/jsonl"),
+        ("application/x-ndjson, text/event-stream", "text/event-stream; charset=utf-8"),
+        ("application/json, text/event-stream", "text/event-stream; charset=utf-8"),
+        ("text/event-stream, */*", "text/event-stream; charset=utf-8"),
+        ("text/event-stream;q=0.5, */*", NDJSON),
+        ("application/x-ndjson;q=0, text/event-stream;q=0.1, */*", "text/event-stream; charset=utf-8"),
     ],
 )
 async def test_what_kind_of_stream(accept: str | None, kind: str) -> None:
@@ -207,11 +218,26 @@ async def test_a_failure_in_a_stream(where: str, kind: str) -> None:
         ({**CHAT, "top_logprobs": "x"}, {"pointer": "/top_logprobs"}, "expected an integer"),
         ({**CHAT, "sampling": {"logitBias": {"5": 101}}}, {"pointer": "/sampling/logitBias/5"}, "-100 to 100"),
         ({**CHAT, "temperature": 1}, {"pointer": "/temperature"}, "there is no such field"),
+        ({**CHAT, "extra": {"model": "dear"}}, {"pointer": "/extra/model"}, "the request's own fields"),
+        ({**CHAT, "extra": {"x": 1, "stream_options": {}}}, {"pointer": "/extra/stream_options"}, ""),
     ],
 )
 async def test_a_fault_in_the_body(where: str, stream: bool, body: Any, source: dict[str, str], says: str) -> None:
     async with our_gateway(where, Scripted()) as gateway:
         refused(await gateway.post(path(stream=stream), body, JSON), 400, "invalid_request", source, says)
+
+
+@WHERE
+@BOTH
+@pytest.mark.parametrize(
+    ("param", "pointer"),
+    [("messages[0].content[1].image_url.url", "/messages/0/parts/1/image/url"), ("max_tokens", "/sampling/maxTokens")],
+)
+async def test_a_field_that_the_upstream_refuses(where: str, stream: bool, param: str, pointer: str) -> None:
+    failure = Failure(Kind.INVALID_REQUEST, "not so", param=param)
+    async with our_gateway(where, Scripted(Script(at_enter=failure))) as gateway:
+        response = await gateway.post(path(stream=stream), CHAT, JSON)
+    refused(response, 400, "invalid_request", {"pointer": pointer}, "not so")
 
 
 @WHERE
@@ -251,6 +277,26 @@ async def test_keys(where: str) -> None:
             assert response.headers["www-authenticate"] == "Bearer"
             for key in ({"Authorization": "Bearer secret"}, {"X-Api-Key": "secret"}):
                 assert (await gateway.post(path(stream=stream), CHAT, {**JSON, **key})).status == 200
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "headers", [{}, {"Content-Encoding": "gzip"}, {"Grpc-Timeout": "soon"}, {"Grpc-Metadata-Authorization": "x"}]
+)
+async def test_without_a_key_no_body_is_read(stream: bool, headers: dict[str, str]) -> None:
+    provider = Scripted(saying("Hello"))
+    async with our_gateway(IN_PROCESS, provider, keys={"me": "secret"}) as gateway:
+        for sent in (b"", b"not even JSON"):
+            async with gateway.connect() as connection:
+                await connection.write("POST", path(stream=stream), sent, {**headers, "Content-Length": str(MAX_BODY)})
+                refused(await connection.response("POST"), 401, "unauthenticated")
+    assert provider.calls == []
+
+
+async def test_a_key_in_grpc_metadata_opens() -> None:
+    async with our_gateway(IN_PROCESS, Scripted(saying("Hello")), keys={"me": "secret"}) as gateway:
+        for header in ({"Grpc-Metadata-Authorization": "Bearer secret"}, {"Grpc-Metadata-X-Api-Key": "secret"}):
+            assert (await gateway.post(WHOLE, CHAT, {**JSON, **header})).status == 200
 
 
 class Routed(Scripted):
@@ -316,6 +362,18 @@ async def test_a_deadline(where: str, stream: bool, header: dict[str, str]) -> N
         response = await gateway.post(path(stream=stream), CHAT, {**JSON, "X-Llmg-Timeout": "soon"})
         refused(response, 400, "invalid_request", {"header": "x-llmg-timeout"}, "seconds above 0")
     assert len(provider.calls) == 1
+
+
+@WHERE
+@BOTH
+@pytest.mark.parametrize("header", [{"Grpc-Timeout": "99999999H"}, {"X-Llmg-Timeout": "1e11"}])
+async def test_a_deadline_beyond_all_clocks(where: str, stream: bool, header: dict[str, str]) -> None:
+    provider = Scripted(saying("Hello"))
+    async with our_gateway(where, provider) as gateway:
+        assert (await gateway.post(path(stream=stream), CHAT, {**JSON, **header})).status == 200
+    deadline = provider.calls[0].context.deadline
+    assert deadline is not None
+    assert YEAR < deadline - time.monotonic() <= LONGEST  # gRPC itself has no more than 27,000 hours
 
 
 @WHERE
@@ -691,7 +749,7 @@ async def test_a_server_that_says_nothing() -> None:
 
 async def test_an_rpc_that_nobody_answers_here() -> None:
     with pytest.raises(ValueError, match=r"nobody answers exotic\.Exotic\.All"):
-        InProcess({}).unary(exotic.service().methods_by_name["All"])
+        InProcess({}, admission()).unary(exotic.service().methods_by_name["All"])
 
 
 # --- llmg-gateway ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from graphql import get_introspection_query
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from graph.serving import CHAT, STREAM, Door, asking, serving
@@ -305,6 +306,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seed": 2**63}, "input.seed"),
     ({"sampling": {"temperature": 2.1}}, "input.sampling.temperature"),
     ({"sampling": {"topP": -0.1}}, "input.sampling.topP"),
+    ({"sampling": {"topK": -5}}, "input.sampling.topK"),
+    ({"sampling": {"repetitionPenalty": -1}}, "input.sampling.repetitionPenalty"),
     ({"sampling": {"minP": 1.5}}, "input.sampling.minP"),
     ({"sampling": {"frequencyPenalty": 3}}, "input.sampling.frequencyPenalty"),
     ({"sampling": {"presencePenalty": -3}}, "input.sampling.presencePenalty"),
@@ -318,6 +321,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"outputFormat": {"schema": {"schema": 1}}}, "input.outputFormat.schema.schema"),
     ({"metadata": {"a": 1}}, "input.metadata.a"),
     ({"extra": "x"}, "input.extra"),
+    ({"extra": {"store": True, "model": "dear"}}, "input.extra.model"),
+    ({"extra": {"stream_options": {}}}, "input.extra.stream_options"),
     ({"unheard": 1}, "input.unheard"),
     ({"messages": [{"role": "NOBODY"}]}, "input.messages[0].role"),
     ({"messages": [{"parts": []}]}, "input.messages[0].role"),
@@ -355,6 +360,34 @@ async def test_a_bad_request_for_vectors_names_the_field(fields: dict[str, Any],
     assert error["extensions"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("param", "path"),
+    [
+        ("temperature", "input.sampling.temperature"),
+        ("max_completion_tokens", "input.sampling.maxTokens"),
+        ("messages[0].content", "input.messages[0].parts"),
+        ("response_format", "input.outputFormat"),
+        ("a_field_of_its_own", "a_field_of_its_own"),
+    ],
+)
+async def test_a_field_that_the_upstream_refuses(param: str, path: str) -> None:
+    provider = Scripted(Script(at_enter=Failure(Kind.INVALID_REQUEST, "not so", param=param)))
+    async with serving(provider) as door:
+        error = await door.refused(CHAT, asking())
+    assert error["extensions"]["param"] == path
+
+
+@pytest.mark.parametrize(
+    ("param", "path"), [("input[0]", "input.inputs[0]"), ("model", "input.model"), ("dimensions", "input.dimensions")]
+)
+async def test_a_field_of_vectors_that_the_upstream_refuses(param: str, path: str) -> None:
+    query = "mutation ($input: CreateEmbeddingsInput!) { createEmbeddings(input: $input) { model } }"
+    provider = Scripted(Script(at_enter=Failure(Kind.INVALID_REQUEST, "not so", param=param)))
+    async with serving(provider) as door:
+        error = await door.refused(query, {"input": {"model": "m", "inputs": [{"text": "a"}]}})
+    assert error["extensions"]["param"] == path
+
+
 @pytest.mark.parametrize("part", [{}, {"text": {"text": "a"}, "refusal": {"text": "b"}}, {"text": None}])
 async def test_a_part_is_of_one_kind(part: dict[str, Any]) -> None:
     async with serving() as door:
@@ -366,15 +399,46 @@ async def test_a_part_is_of_one_kind(part: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("accept", "status"), [("application/json", 200), (RESPONSE, 400), ("*/*", 200)])
-@pytest.mark.parametrize("query", ["{", "{ nope }", "{ model { id } }"])
+@pytest.mark.parametrize(
+    "query",
+    ["{", "{ }", "{ models { } }", "fragment f on Model { } { models { ...f } }", "{ nope }", "{ model { id } }"],
+)
 async def test_a_document_that_is_refused(query: str, accept: str, status: int) -> None:
     async with serving() as door:
         response = await door.post({"query": query}, accept=accept)
     assert response.status == status
     assert response.headers["content-type"].startswith(RESPONSE if accept == RESPONSE else "application/json")
     assert set(response.json()) == {"errors"}
-    code = "GRAPHQL_PARSE_FAILED" if query == "{" else "GRAPHQL_VALIDATION_FAILED"
+    code = "GRAPHQL_PARSE_FAILED" if query == "{" or "{ }" in query else "GRAPHQL_VALIDATION_FAILED"
     assert response.json()["errors"][0]["extensions"]["code"] == code
+
+
+@pytest.mark.parametrize("accept", ["application/json", EVENTS, MULTIPART])
+async def test_one_of_several_operations_must_be_named(accept: str) -> None:
+    asked = {"query": "query A { models { id } } query B { models { operations } }"}
+    async with serving() as door:
+        for _ in range(2):  # a document that is known to be good is not checked again
+            refused = (await door.post(asked, accept=accept)).body
+            assert b"'operationName'" in refused
+            assert b"GRAPHQL_VALIDATION_FAILED" in refused
+            assert b'"m"' not in refused
+            named = (await door.post({**asked, "operationName": "B"}, accept=accept)).body
+            assert b'"operations":["chat","embed"]' in named
+        path = "/graphql?" + urlencode({"query": asked["query"], "operationName": "A"})
+        assert (await door.raw("GET", path)).json() == {"data": {"models": [{"id": "m"}]}}
+
+
+@pytest.mark.parametrize("depth", [300, 3000, 100_000])
+async def test_a_body_that_is_nested_too_deeply_is_told_so(depth: int) -> None:
+    deep = "[" * depth + "]" * depth
+    body = f'{{"query": "{{ models {{ id }} }}", "variables": {{"x": {deep}}}}}'.encode()
+    path = "/graphql?" + urlencode({"query": "{ models { id } }", "variables": deep[: min(depth, 1000)]})
+    async with serving() as door:
+        posted = await door.raw("POST", "/graphql", body, content_type="application/json")
+        got = await door.raw("GET", path)
+    assert (posted.status, got.status) == (400, 400)
+    assert posted.json()["errors"][0]["message"] == "the body is nested too deeply"
+    assert got.json()["errors"][0]["message"] == "the parameter 'variables' is nested too deeply"
 
 
 @pytest.mark.parametrize(
@@ -441,8 +505,15 @@ async def test_a_subscription_needs_a_transport_that_is_on() -> None:
     async with serving(transports=["multipart/mixed"]) as door:
         for accept in ("application/json", EVENTS):
             response = await door.post({"query": STREAM, "variables": asking()}, accept=accept)
-            assert response.json()["errors"][0]["message"] == "subscriptions are not allowed"
+            told = response.json()["errors"][0]["message"]
+            accepted = 'multipart/mixed;subscriptionSpec="1.0"'
+            assert told == f"subscriptions are not allowed without an Accept of {accepted}"
             assert "data" not in response.json()
+    async with serving() as door:
+        told = await door.refused(STREAM, asking())
+        assert told["message"].endswith(f"without an Accept of {EVENTS} or {accepted}")
+    async with serving(transports=["graphql-ws"]) as door:
+        assert (await door.refused(STREAM, asking()))["message"] == "subscriptions are not allowed"
 
 
 # --- limits --------------------------------------------------------------------------------------------------------
@@ -468,11 +539,44 @@ async def test_limits() -> None:
         assert "2 deep" in await refusal(door, "{ ... on Query { models { ...f } } } fragment f on Model { id }")
 
 
+async def test_introspection_is_limited_too() -> None:
+    fields = "fields { name } " * 20
+    async with serving() as door:
+        assert (await door.ask(get_introspection_query()))["data"]["__schema"]["types"]
+        nested = "{ __schema { a: types { ...t } b: types { ...t } } } fragment t on __Type { %s }"
+        assert "16 aliases" in await refusal(door, nested % "".join(f"a{i}: name " for i in range(7)))
+        assert (await door.ask("{ a: __typename b: __schema { c: types { name } } }"))["data"]["b"]
+        chain = "ofType { " * 29 + "name" + " }" * 29
+        assert "32 deep" in await refusal(door, f"{{ __schema {{ types {{ {chain} }} }} }}")
+        assert "802 fields" in await refusal(
+            door, f"{{ __schema {{ types {{ {'...t ' * 20} }} }} }} fragment t on __Type {{ {fields} }}"
+        )
+
+
+async def test_a_long_document() -> None:
+    async with serving() as door:
+        comment = "#" + "x" * (100 << 10)
+        message = await refusal(door, f"{{ models {{ id }} }} {comment}")
+        assert "102400" in message
+        response = await door.post({"query": comment}, accept="text/event-stream")
+        assert "102400" in payloads(response.body)[0]["errors"][0]["message"]
+        assert (await door.ask(f"{{ models {{ id }} }} {comment[:100_000]}"))["data"]
+
+
+async def test_a_chain_of_fragments() -> None:
+    chain = " ".join(f"fragment f{i} on Query {{ ...f{i + 1} }}" for i in range(400))
+    async with serving() as door:
+        message = await refusal(door, f"{{ ...f0 }} {chain} fragment f400 on Query {{ __typename }}")
+    assert "nested too deeply" in message
+
+
 async def test_fragments_that_double_cost_nothing() -> None:
     chain = " ".join(f"fragment f{i} on Model {{ ...f{i + 1} ...f{i + 1} }}" for i in range(100))
     async with serving() as door, asyncio.timeout(PATIENCE):
-        message = await refusal(door, f"{{ models {{ ...f0 }} }} {chain} fragment f100 on Model {{ a: id }}")
-    assert f"{2**100} aliases" in message
+        answer = await door.ask(f"{{ models {{ ...f0 }} }} {chain} fragment f100 on Model {{ a: id }}")
+    fields, aliases = (error["message"] for error in answer["errors"])
+    assert f"{2**100 + 1} fields" in fields
+    assert f"{2**100} aliases" in aliases
 
 
 async def test_fragments_in_a_circle() -> None:

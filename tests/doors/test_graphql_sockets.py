@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
+from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
@@ -32,6 +34,7 @@ from support.sockets import Served
 WORDS = {"graphql-transport-ws": ("subscribe", "next", "complete"), "graphql-ws": ("start", "data", "stop")}
 BOTH = pytest.mark.parametrize("protocol", WORDS)
 KEYS = {"me": "sk-mine"}
+KEYLESS = "an API key is needed: send it in connection_init's payload, as 'authorization' (Bearer KEY) or 'apiKey'"
 Serving = Callable[..., AbstractAsyncContextManager[Door]]
 
 
@@ -206,6 +209,33 @@ async def test_who_does_not_read_slows_the_upstream_and_leaving_ends_it(serving:
 
 
 @BOTH
+async def test_leaving_while_something_is_sent_is_no_mistake(
+    protocol: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mistakes: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: mistakes.append(context))
+    gone = asyncio.Event()
+
+    async def send_text(socket: WebSocket, text: str) -> None:
+        if '"Started"' not in text:
+            await send(socket, text)
+            return
+        gone.set()
+        raise WebSocketDisconnect(code=1006)
+
+    send = WebSocket.send_text
+    monkeypatch.setattr(WebSocket, "send_text", send_text)
+    provider = Scripted(saying("Hi"))
+    async with ours(provider) as door, client(door, protocol) as it, asyncio.timeout(PATIENCE):
+        await it.subscribe()
+        await gone.wait()
+        await provider.calls[0].exited.wait()
+    gc.collect()
+    assert mistakes == []
+    assert [record for record in caplog.records if record.name.startswith("strawberry")] == []
+
+
+@BOTH
 async def test_an_error_in_mid_stream(serving: Serving, protocol: str) -> None:
     failure = Failure(Kind.UPSTREAM_TRUNCATED, "it broke off", detail="secret")
     async with serving(Scripted([*saying("Hi")[:2], failure])) as door, client(door, protocol) as it:
@@ -237,11 +267,22 @@ async def test_limits_hold_here_too(serving: Serving) -> None:
     async with serving(Scripted([gate]), max_depth=1, max_operations=1) as door, client(door) as it:
         await it.subscribe()
         assert "3 deep" in (await it.receive())["payload"][0]["message"]
-    async with serving(Scripted([gate]), max_operations=1) as door, client(door) as it:
+    async with serving() as door, client(door) as it:
+        await it.subscribe(f"{STREAM} #{'x' * (100 << 10)}")
+        assert "102400" in (await it.receive())["payload"][0]["message"]
+
+
+@BOTH
+async def test_operations_at_once_are_limited(serving: Serving, protocol: str) -> None:
+    async with serving(Scripted([Gate()]), max_operations=1) as door, client(door, protocol) as it:
         await it.subscribe(id="1")
         await it.subscribe(id="2")
         message = await it.receive()
         assert (message["type"], message["id"]) == ("error", "2")
+        payload = message["payload"]
+        refusal = payload[0] if isinstance(payload, list) else payload
+        assert refusal["extensions"]["code"] == "RATE_LIMITED"
+        assert refusal["extensions"]["requestId"]
 
 
 @pytest.mark.parametrize(
@@ -260,6 +301,55 @@ async def test_nonsense_closes_the_connection(serving: Serving, sent: str, code:
     async with serving() as door, client(door, init=False) as it:
         await it.wire.send(sent)
         assert await it.closed() == code
+
+
+@pytest.mark.parametrize(("protocol", "code"), [("graphql-transport-ws", 4400), ("graphql-ws", 1002)])
+async def test_too_deep(serving: Serving, protocol: str, code: int) -> None:
+    async with serving() as door:
+        for depth in (300, 100_000):
+            async with client(door, protocol) as it:
+                await it.wire.send("[" * depth + "]" * depth)
+                assert await it.closed() == code
+                assert it.wire.close_reason == "the message is nested too deeply"
+
+
+@BOTH
+async def test_one_of_several_operations_must_be_named(serving: Serving, protocol: str) -> None:
+    query = "query A { models { id } } query B { models { operations } }"
+    async with serving() as door, client(door, protocol) as it:
+        await it.subscribe(query)
+        message = await it.receive()
+        assert (message["type"], message["id"]) == ("error", "1")
+        assert "'operationName'" in json.dumps(message["payload"])
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("query", "name", "code"),
+    [
+        ("{ models { } }", None, "GRAPHQL_PARSE_FAILED"),
+        ('{ "' + "x" * 300 + '" }', None, "GRAPHQL_PARSE_FAILED"),
+        ("{ models { id } }", "ö" * 300, "GRAPHQL_VALIDATION_FAILED"),
+    ],
+    ids=["nothing selected", "no name", "an unknown operation"],
+)
+async def test_a_bad_document_ends_its_operation_and_no_more(
+    serving: Serving, protocol: str, query: str, name: str | None, code: str
+) -> None:
+    async with serving() as door, client(door, protocol) as it:
+        await it.send(type=it.begin, id="1", payload={"query": query, "operationName": name})
+        message = await it.receive()
+        assert (message["type"], message["id"]) == ("error", "1")
+        assert code in json.dumps(message["payload"])
+        await it.subscribe("{ models { id } }")
+        assert (await it.receive())["payload"]["data"] == {"models": [{"id": "m"}]}
+
+
+async def test_a_reason_longer_than_a_close_has_room_for(serving: Serving) -> None:
+    async with serving() as door, client(door) as it:
+        await it.send(type="ö" * 300)
+        assert await it.closed() == 4400
+        assert it.wire.close_reason.startswith("Unknown message type: öö")
 
 
 async def test_nonsense_after_the_greeting(serving: Serving) -> None:
@@ -359,9 +449,13 @@ async def test_a_wrong_key_in_the_first_message(
             message = await it.receive()
             assert message["type"] == "connection_error"
             assert message["payload"]["extensions"]["code"] == "UNAUTHENTICATED"
-            assert await it.closed() == 1011
+            assert await it.closed() == 4403
+            assert it.wire.close_reason == message["payload"]["message"]
         else:
             assert await it.closed() == 4403
+        if not headers or payload:
+            shown = bool(payload)
+            assert it.wire.close_reason == ("the API key is not valid" if shown else KEYLESS)
 
 
 @BOTH
@@ -398,6 +492,26 @@ async def test_drain(protocol: str) -> None:
             pass
         assert await busy.closed() == 1001
         assert await draining == 0
+
+
+@BOTH
+@pytest.mark.parametrize("abruptly", [False, True], ids=["closed", "reset"])
+async def test_leaving_a_server_that_drains_ends_the_upstream(protocol: str, abruptly: bool) -> None:
+    gate = Gate()
+    provider = Scripted([*saying("Hi")[:2], gate])
+    async with ours(provider) as door, client(door, protocol) as idle, client(door, protocol) as it:
+        await it.subscribe()
+        async with asyncio.timeout(PATIENCE):
+            await gate.reached.wait()
+            draining = asyncio.create_task(door.drain(2 * PATIENCE))
+            assert await idle.closed() == 1001
+            if abruptly:
+                it.wire.transport.abort()
+            else:
+                await it.wire.close()
+            await provider.calls[0].cancelled.wait()
+            assert await draining == 0
+    assert provider.calls[0].exits == 1
 
 
 @BOTH

@@ -7,15 +7,17 @@ import json
 import logging
 import socket
 from array import array
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
 
+from llmg.client import Client
 from llmg.core.context import Attempt, Context
 from llmg.core.errors import Failure, Kind
 from llmg.core.events import (
@@ -31,16 +33,18 @@ from llmg.core.events import (
 )
 from llmg.core.request import Chat, Embed, Request
 from llmg.core.usage import Usage
+from llmg.doors.grpc import server as server_module
 from llmg.doors.grpc.errors import CODES, details
-from llmg.doors.grpc.server import SERVICES
+from llmg.doors.grpc.server import SERVICES, GrpcServer, Limits
+from llmg.doors.grpc.services import DESCRIPTORS, Inference
 from llmg.gatewayapi.v1 import chat_pb2 as pb
 from llmg.gatewayapi.v1 import embeddings_pb2, models_pb2
 from llmg.gatewayapi.v1.chat_pb2_grpc import ChatServiceStub
-from llmg.ports import Answering
+from llmg.ports import Answering, Provider
 from llmg.providers.echo import Echo
 from llmg.testing.scripted import Call, Gate, Script, Scripted, saying
 from support import gatewayapi
-from support.doors import MODELS, GrpcDoor, Refusal, grpc_door, refusal
+from support.doors import MODELS, GrpcDoor, Refusal, admission, grpc_door, refusal, some_models
 from support.gateway import ECHO, Process, process
 from support.http import PATIENCE
 
@@ -224,6 +228,48 @@ async def test_a_bad_request_names_its_field(fields: dict[str, Any], field: str,
     assert provider.calls == []
 
 
+@pytest.mark.parametrize("method", [m for service in DESCRIPTORS for m in service.methods], ids=lambda m: m.name)
+async def test_bytes_that_are_no_message(method: Any, caplog: pytest.LogCaptureFixture) -> None:
+    provider = Scripted()
+    name = f"/{method.containing_service.full_name}/{method.name}"
+    async with grpc_door(provider, keys={"me": "sk-mine"}) as door:
+        for key, kind in (("sk-mine", Kind.INVALID_REQUEST), ("nope", Kind.UNAUTHENTICATED)):
+            kind_of_call = door.channel.unary_stream if method.server_streaming else door.channel.unary_unary
+            call: Any = kind_of_call(name)(b"\xff\xff\xff", metadata=[("x-api-key", key)], timeout=PATIENCE)
+            with pytest.raises(RpcError) as raised:
+                await (call.read() if method.server_streaming else call)
+            told = refusal(raised.value)
+            assert (told.kind, told.code, told.field) == (kind, CODES[kind], None)
+            assert (told.message == "the request is not a valid message") == (kind is Kind.INVALID_REQUEST)
+            assert "x-request-id" in told.trailing
+    assert [record for record in caplog.records if record.name.startswith("grpc")] == []
+    assert provider.calls == []
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("param", "field"),
+    [
+        ("temperature", "chat.sampling.temperature"),
+        ("messages[0].content", "chat.messages[0].parts"),
+        ("response_format", "chat.output_format"),
+        ("a_field_of_its_own", "a_field_of_its_own"),
+    ],
+)
+async def test_a_field_that_the_upstream_refuses(param: str, field: str, stream: bool) -> None:
+    failure = Failure(Kind.INVALID_REQUEST, "not so", param=param)
+    async with grpc_door(Scripted(Script(at_enter=failure))) as door:
+        assert (await fails(door, stream=stream)).field == field
+
+
+async def test_an_input_that_the_upstream_refuses() -> None:
+    failure = Failure(Kind.INVALID_REQUEST, "not so", param="input[0]")
+    async with grpc_door(Scripted(Script(at_enter=failure))) as door:
+        with pytest.raises(RpcError) as raised:
+            await door.embeddings.CreateEmbeddings(an_embed("x"), timeout=PATIENCE)
+    assert refusal(raised.value).field == "inputs[0]"
+
+
 async def test_a_field_that_the_pipeline_refuses_is_named_as_the_message_has_it() -> None:
     failure = Failure(Kind.MODEL_NOT_FOUND, "no such model", param="model")
     async with grpc_door(Scripted(Script(at_open=failure))) as door:
@@ -312,6 +358,7 @@ class Endless:
     def __init__(self) -> None:
         self.given = 0
         self.exited = asyncio.Event()
+        self.left_by: object = None  # the class of what was raised where its events were read
 
     def open(self, request: Request, context: Context, /) -> Answering:
         """See `ports.Provider`."""
@@ -320,7 +367,8 @@ class Endless:
     async def __aenter__(self) -> AsyncIterator[Batch]:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        self.left_by = kind
         self.exited.set()
 
     def __aiter__(self) -> Endless:
@@ -356,6 +404,212 @@ async def test_a_client_that_does_not_read_holds_the_upstream_back() -> None:
         assert await standstill(provider) > held
         asking.cancel()
         await prompt(provider.exited)
+
+
+async def cancels(address: str, provider: Endless) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        asking = ChatServiceStub(channel).CreateChatCompletionStream(streamed())
+        await asking.read()
+        await standstill(provider)
+        asking.cancel()
+
+
+async def hangs_up(address: str, provider: Endless) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        asking = ChatServiceStub(channel).CreateChatCompletionStream(streamed())
+        await asking.read()
+        await standstill(provider)
+
+
+async def our_own_leaves(address: str, provider: Endless) -> None:
+    async with Client(address, timeout=PATIENCE) as client, client.stream("m", "Hello") as stream:
+        await anext(stream.text)
+        await standstill(provider)
+
+
+@pytest.mark.parametrize("leaves", [cancels, hangs_up, our_own_leaves])
+async def test_a_client_that_leaves_what_it_does_not_read(
+    leaves: Callable[[str, Endless], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The write that waits for it fails, and that is nobody's mistake."""
+    provider = Endless()
+    with capture_logs() as logs:
+        async with grpc_door(provider) as door:
+            await leaves(door.address, provider)
+            await prompt(provider.exited)
+    assert provider.left_by is asyncio.CancelledError
+    assert logs == []
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+# -- requests that take their time -------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def limited(provider: Provider, keys: Mapping[str, str] = {}, **limits: Any) -> AsyncIterator[GrpcDoor]:
+    """The door with these limits."""
+    server = GrpcServer(Inference(provider, admission(keys)), some_models(), limits=Limits(**limits), reflection=True)
+    address = f"127.0.0.1:{await server.start('127.0.0.1:0')}"
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield GrpcDoor(server, address, channel)
+    finally:
+        await server.drain(0)
+
+
+CHATTING = "/llmg.gatewayapi.v1.ChatService/CreateChatCompletion"
+
+
+async def begun(door: GrpcDoor, *, stream: bool) -> Any:
+    """A call that has come to the server without its message, which may be written to it yet."""
+    await health(door).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
+    if stream:
+        make: Any = door.channel.stream_stream(
+            CHATTING + "Stream",
+            request_serializer=pb.CreateChatCompletionStreamRequest.SerializeToString,
+            response_deserializer=pb.CreateChatCompletionStreamResponse.FromString,
+        )
+    else:
+        make = door.channel.stream_unary(
+            CHATTING,
+            request_serializer=pb.CreateChatCompletionRequest.SerializeToString,
+            response_deserializer=pb.CreateChatCompletionResponse.FromString,
+        )
+    call = make(timeout=PATIENCE)
+    await health(door).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)  # comes after it, over the same wire
+    return call
+
+
+async def answered(call: Any) -> None:
+    """The answer to a call of either kind."""
+    if isinstance(call, grpc.aio.StreamStreamCall):
+        await read(call, [])
+    else:
+        await call
+
+
+@BOTH
+async def test_a_request_that_is_still_on_its_way_is_waited_for(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "LINGER", 0.05)
+    provider = Scripted(saying("Hello"))
+    async with grpc_door(provider) as door:
+        call = await begun(door, stream=stream)
+        draining = asyncio.create_task(door.server.drain(PATIENCE))
+        done, _ = await asyncio.wait([draining], timeout=0.3)  # calls that are not waited for are over by now
+        assert not done
+        await call.write(streamed() if stream else whole())
+        await call.done_writing()
+        await answered(call)
+        assert await draining == 0
+    assert len(provider.calls) == 1
+
+
+@BOTH
+async def test_a_request_that_does_not_arrive_in_the_grace_is_told_why_it_ends(stream: bool) -> None:
+    async with grpc_door(Scripted()) as door:
+        call = await begun(door, stream=stream)
+        assert await door.server.drain(0.05) == 1
+        with pytest.raises(RpcError) as raised:
+            await answered(call)
+    assert (refusal(raised.value).code, refusal(raised.value).kind) == (
+        grpc.StatusCode.UNAVAILABLE,
+        Kind.SHUTTING_DOWN,
+    )
+
+
+@BOTH
+async def test_a_request_that_never_arrives(stream: bool) -> None:
+    async with limited(Scripted(), message_timeout=0.05) as door:
+        call = await begun(door, stream=stream)
+        with pytest.raises(RpcError) as raised:
+            await answered(call)
+    told = refusal(raised.value)
+    assert (told.code, told.kind) == (grpc.StatusCode.DEADLINE_EXCEEDED, Kind.CLIENT_TIMEOUT)
+    assert told.message == "the message did not arrive within 0.05 seconds"
+
+
+@BOTH
+async def test_a_request_without_a_message(stream: bool) -> None:
+    async with grpc_door(Scripted()) as door:
+        call = await begun(door, stream=stream)
+        await call.done_writing()
+        with pytest.raises(RpcError) as raised:
+            await answered(call)
+    assert (refusal(raised.value).kind, refusal(raised.value).message) == (
+        Kind.INVALID_REQUEST,
+        "the request has no message",
+    )
+
+
+@BOTH
+async def test_a_client_that_leaves_before_its_message(stream: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with capture_logs() as logs:
+        async with grpc_door(Scripted()) as door:
+            call = await begun(door, stream=stream)
+            call.cancel()
+            assert await door.server.drain(PATIENCE) == 0
+    assert logs == []
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+async def test_only_who_has_a_key_can_use_up_the_calls() -> None:
+    gate = Gate()
+    provider = Scripted([gate, *saying("Hello")])
+    async with limited(provider, {"someone": "secret"}, calls=1) as door:
+        metadata = grpc.aio.Metadata(("x-api-key", "secret"))
+        watching = [health(door).Watch(health_pb2.HealthCheckRequest()) for _ in range(20)]
+        for watch in watching:
+            await watch.read()
+        asking = door.chat.CreateChatCompletion(whole(), metadata=metadata, timeout=PATIENCE)
+        await call_of(provider, gate)
+        with pytest.raises(RpcError) as raised:
+            await door.chat.CreateChatCompletion(whole(), metadata=metadata, timeout=PATIENCE)
+        told = refusal(raised.value)
+        assert (told.code, told.kind) == (grpc.StatusCode.RESOURCE_EXHAUSTED, Kind.RATE_LIMITED)
+        assert told.message == "1 calls are under way, and no more may be"
+        assert (await fails(door, stream=True)).kind is Kind.UNAUTHENTICATED
+        gate.open()
+        await asking
+        await door.chat.CreateChatCompletion(whole(), metadata=metadata, timeout=PATIENCE)
+        for watch in watching:
+            watch.cancel()
+
+
+def frame(kind: int, payload: bytes = b"") -> bytes:
+    """A frame of HTTP/2 on the connection itself (RFC 9113, section 4.1)."""
+    return len(payload).to_bytes(3) + bytes([kind, 0]) + bytes(4) + payload
+
+
+SETTINGS, PING = 4, 6
+ASK = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS)
+TOLD: list[tuple[dict[str, Any], bytes]] = [
+    ({"streams": 77}, b"\x00\x03" + (77).to_bytes(4)),  # SETTINGS_MAX_CONCURRENT_STREAMS
+    ({"connection_age": 0.05}, b"max_age"),
+    ({"ping_interval": 10.0}, b"too_many_pings"),
+    ({"ping_interval": 0.0}, b"\x06\x01" + bytes(4) + b"the last"),  # the PING's ACK
+]
+
+
+@pytest.mark.parametrize(("limits", "words"), TOLD, ids=[next(iter(limits)) for limits, _ in TOLD])
+async def test_what_a_connection_is_told(limits: dict[str, Any], words: bytes) -> None:
+    async with limited(Scripted(), **limits) as door:
+        host, _, port = door.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(ASK)
+        if "ping_interval" in limits:
+            writer.writelines(frame(PING, said) for said in (*[b"and more"] * 9, b"the last"))
+        said = b""
+        async with asyncio.timeout(PATIENCE):
+            while words not in said:
+                more = await reader.read(1 << 16)
+                assert more, said
+                said += more
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 # -- metadata ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from starlette.types import ASGIApp, Message
 
 from graph.serving import serving
-from llmg.doors.http.pages import accepts, graphiql_assets, graphiql_page, make_docs
+from llmg.doors.http.pages import accepts, graphiql_assets, graphiql_page, make_docs, weight
 from support.http import Response
 
 ASSETS = files("llmg.doors.http") / "assets"
@@ -160,6 +160,24 @@ async def test_a_page_is_no_burden(path: str) -> None:
 )
 def test_accepts(header: bytes, expected: bool) -> None:
     assert accepts(header, b"text/html") is expected
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (b"a/b", 1),
+        (b"*/*;q=0.1, A/B;x=1;Q=0.25", 0.25),
+        (b"a/b;q=0.5, a/b", 0.5),
+        (b"*/*;q=0.3", 0.3),
+        (b"a/b;q=0, */*", 0),
+        (b"a/b;q=1.000", 1),
+        (b"a/b;q=.5", 1),
+        (b"c/d", 0),
+        (b"", 0),
+    ],
+)
+def test_weight(header: bytes, expected: float) -> None:
+    assert weight(header, b"a/b", b"*/*") == expected
 
 
 # --- GraphiQL at GraphQL's own address -----------------------------------------------------------------------------

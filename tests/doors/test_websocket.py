@@ -400,6 +400,7 @@ async def test_a_wrong_key_in_the_first_frame(frame: dict[str, Any]) -> None:
         await it.send(**frame)
         error = await it.problem()
         assert (error.id, error.error.code) == (UNSET, Kind.UNAUTHENTICATED)
+        assert ("'key' of an init frame" in error.error.message) == ("key" not in frame)
         assert await it.closed() == Close.UNAUTHORIZED
     assert provider.calls == []
 
@@ -467,7 +468,8 @@ BAD: dict[str, tuple[Any, str | None, str]] = {
     "no request": ({"type": "start", "id": "1"}, "1", "request"),
     "a request that is none": ({"type": "start", "id": "1", "request": [1]}, "1", "request"),
     "an unknown operation": ({"type": "start", "id": "1", "operation": "sing", "request": {}}, "1", "operation"),
-    "an unknown field": ({"type": "start", "id": "1", "request": {}, "more": 1}, "1", ""),
+    "an unknown field": ({"type": "start", "id": "1", "request": {}, "more": 1}, "1", "more"),
+    "a time that is none": ({"type": "start", "id": "1", "timeout": "soon", "request": {}}, "1", "timeout"),
     "a bad chat": ({"type": "start", "id": "1", "request": {"model": "m"}}, "1", "request.messages"),
     "a bad message": (
         {"type": "start", "id": "1", "request": {"model": "m", "messages": [{"role": "king"}]}},
@@ -495,6 +497,15 @@ async def test_a_bad_frame_is_told_and_does_no_harm(frame: Any, id: str | None, 
         assert error.error.param == (param or UNSET)
         await it.start()
         assert (await it.answer()).text == "Hi"
+
+
+async def test_what_is_allowed_is_listed() -> None:
+    async with websocket_door(Scripted()) as door, client(door) as it:
+        await it.send(type="sing", id="1")
+        assert (await it.problem()).error.message == "invalid 'type': 'sing' is none of init, start, cancel, ping"
+        await it.send(type="start", id="1", operation="sing", request={})
+        told = (await it.problem()).error.message
+        assert told == "invalid 'operation': 'sing' is none of chat.completions, embeddings"
 
 
 async def test_too_deep() -> None:

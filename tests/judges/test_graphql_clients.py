@@ -18,7 +18,7 @@ from support.upstream import Act, Call, Upstream, chunk, cut_midway, endless, sa
 WORDS = ("Grüße, ", "世界", " 🎉", "\n", "and so on")
 # What each of them makes of a wrong key.
 REFUSED: Mapping[str, Any] = {
-    "graphql-ws": {"refused": "4403 Forbidden"},
+    "graphql-ws": {"refused": "4403 the API key is not valid"},
     "subscriptions-transport-ws": {"texts": [], "codes": ["UNAUTHENTICATED"]},
     "graphql-sse": {"refused": "Server responded with 401: Unauthorized"},
     "apollo": {"refused": "Response not successful: Received status code 401"},

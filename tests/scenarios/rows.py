@@ -80,8 +80,8 @@ SCENARIOS: dict[str, Scenario] = {
         script=Script(steps=saying("Hello", " there")), told=Told(choices=(choice(part("text", "Hello there")),))
     ),
     "beyond ASCII": Scenario(
-        script=Script(steps=saying("Grüße ", "👋🏽", "\u2028\0")),
-        told=Told(choices=(choice(part("text", "Grüße 👋🏽\u2028\0")),)),
+        script=Script(steps=saying("Grüße ", "👋", "🏽 e", "\u0301\u2028\0")),
+        told=Told(choices=(choice(part("text", "Grüße 👋🏽 e\u0301\u2028\0")),)),
     ),
     "a tool call": Scenario(
         script=says(
@@ -159,6 +159,11 @@ SCENARIOS: dict[str, Scenario] = {
     "too long": Scenario(
         script=Script(at_enter=Failure(Kind.CONTEXT_LENGTH_EXCEEDED, "too long", param="messages")),
         told=Told(failure=Kind.CONTEXT_LENGTH_EXCEEDED, field="messages"),
+    ),
+    "a field that the upstream refuses": Scenario(
+        script=Script(at_enter=Failure(Kind.INVALID_REQUEST, "not with this model", param="temperature")),
+        told=Told(failure=Kind.INVALID_REQUEST, field="temperature"),
+        asked=asked(openai={"temperature": 0.5}, gateway={"sampling": {"temperature": 0.5}}),
     ),
     # what is asked
     "a JSON schema": takes(
@@ -266,6 +271,21 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "too hot": refused("temperature", openai={"temperature": 2.5}, gateway={"sampling": {"temperature": 2.5}}),
     "a share above 1": refused("top_p", openai={"top_p": 1.5}, gateway={"sampling": {"topP": 1.5}}),
+    "fewer than no candidates": refused("top_k", openai={"top_k": -5}, gateway={"sampling": {"topK": -5}}),
+    "a penalty out of range": refused(
+        "frequency_penalty", openai={"frequency_penalty": 3}, gateway={"sampling": {"frequencyPenalty": 3}}
+    ),
+    "a penalty below nothing": refused(
+        "repetition_penalty", openai={"repetition_penalty": -1}, gateway={"sampling": {"repetitionPenalty": -1}}
+    ),
+    "a bias out of range": refused(
+        "logit_bias", openai={"logit_bias": {"1": 500}}, gateway={"sampling": {"logitBias": {"1": 500}}}
+    ),
+    "a tool to choose that is none": refused(
+        "name",
+        openai={"tool_choice": {"type": "function", "function": {"name": ""}}},
+        gateway={"toolChoice": {"mode": "MODE_NAMED"}},
+    ),
     "no room for an answer": refused("max_tokens", openai={"max_tokens": 0}, gateway={"sampling": {"maxTokens": 0}}),
     "a tool without a name": refused(
         "name",

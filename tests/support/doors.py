@@ -107,7 +107,7 @@ async def rest_door(pipeline: Provider, *, keys: Mapping[str, str] = {}) -> Asyn
     )
     graphql = make_graphql(pipeline=pipeline, models=some_models(), admission=let_in)
     websocket = make_websocket(pipeline=pipeline, admission=let_in)
-    upstream = InProcess(handlers(Inference(pipeline, let_in, door="gateway"), some_models()))
+    upstream = InProcess(handlers(Inference(pipeline, let_in, door="gateway"), some_models()), let_in)
     gateway = make_gateway(upstream=upstream, bindings=bindings(DESCRIPTORS), max_body=1 << 20)
     sockets = {"/graphql": graphql, "/v1/ws": websocket}
     own = Routes(sockets, {"/api/{path:path}": gateway}, sockets)

@@ -78,8 +78,9 @@ async def our_gateway(
 ) -> AsyncIterator[Served]:
     """Our own services before this pipeline."""
     if where == IN_PROCESS:
-        inference = Inference(pipeline, admission(keys), door="gateway")
-        upstream = InProcess(handlers(inference, some_models()))
+        let_in = admission(keys)
+        inference = Inference(pipeline, let_in, door="gateway")
+        upstream = InProcess(handlers(inference, some_models()), let_in)
         app = make_gateway(upstream=upstream, bindings=bindings(DESCRIPTORS), max_body=MAX_BODY, heartbeat=heartbeat)
         async with serving(app) as gateway:
             yield gateway
@@ -95,7 +96,7 @@ async def our_gateway(
 def exotic_app(answers: exotic.Answers, *, heartbeat: float = 10.0) -> ASGIApp:
     """The exotic service, in process."""
     return make_gateway(
-        upstream=InProcess(answers.handlers()),
+        upstream=InProcess(answers.handlers(), admission()),
         bindings=exotic.table(),
         pool=exotic.pool(),
         max_body=MAX_BODY,

@@ -61,8 +61,10 @@ from llmg.gatewayapi.v1 import embeddings_pb2
 from llmg.wire.gateway import (
     ROLES,
     EventEncoder,
+    chat_path,
     decode_chat,
     decode_embed,
+    embed_path,
     encode_answer,
     encode_embeddings,
     encode_usage,
@@ -220,8 +222,8 @@ def test_what_is_set_to_nothing_is_set() -> None:
 @given(objects)
 def test_json_comes_in_whole(value: dict[str, Any]) -> None:
     asked = pb.Chat(model="m", messages=[pb.Message(role=pb.ROLE_USER)])
-    asked.extra.CopyFrom(_struct(value))
-    assert decode_chat(asked, stream=False).extra == value
+    asked.extra.CopyFrom(_struct({"x": value}))
+    assert decode_chat(asked, stream=False).extra == {"x": value}
 
 
 def test_whole_numbers_are_whole_again() -> None:
@@ -271,6 +273,7 @@ BAD: list[tuple[pb.Chat, str]] = [
         "chat.output_format.schema.schema",
     ),
     (_asked(extra=_not_a_number()), "chat.extra"),
+    (_asked(extra=_struct({"x": 1, "messages": []})), "chat.extra.messages"),
     (_asked(n=0), "chat.n"),
     (_asked(n=129), "chat.n"),
     (_asked(top_logprobs=21, logprobs=True), "chat.top_logprobs"),
@@ -280,6 +283,7 @@ BAD: list[tuple[pb.Chat, str]] = [
     (_asked(sampling=pb.Sampling(temperature=math.nan)), "chat.sampling.temperature"),
     (_asked(sampling=pb.Sampling(top_p=-0.1)), "chat.sampling.top_p"),
     (_asked(sampling=pb.Sampling(min_p=1.5)), "chat.sampling.min_p"),
+    (_asked(sampling=pb.Sampling(top_k=-2)), "chat.sampling.top_k"),
     (_asked(sampling=pb.Sampling(frequency_penalty=3)), "chat.sampling.frequency_penalty"),
     (_asked(sampling=pb.Sampling(presence_penalty=-3)), "chat.sampling.presence_penalty"),
     (_asked(sampling=pb.Sampling(repetition_penalty=math.inf)), "chat.sampling.repetition_penalty"),
@@ -294,6 +298,42 @@ def test_a_bad_chat_is_refused_by_its_field(asked: pb.Chat, field: str) -> None:
         decode_chat(asked, stream=False)
     assert (raised.value.kind, raised.value.param) == (Kind.INVALID_REQUEST, field)
     assert f"'{field}'" in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("model", "model"),
+        ("messages", "messages"),
+        ("messages[3].role", "messages[3].role"),
+        ("messages[0].content", "messages[0].parts"),
+        ("messages[0].content[2]", "messages[0].parts[2]"),
+        ("messages[0].content[2].image_url.url", "messages[0].parts[2].image.url"),
+        ("messages[0].content[2].input_audio", "messages[0].parts[2].audio"),
+        ("tools[1].function.name", "tools[1].name"),
+        ("tool_choice.function.name", "tool_choice.name"),
+        ("temperature", "sampling.temperature"),
+        ("top_logprobs", "top_logprobs"),
+        ("logit_bias.5", "sampling.logit_bias.5"),
+        ("max_tokens", "sampling.max_tokens"),
+        ("max_completion_tokens", "sampling.max_tokens"),
+        ("response_format", "output_format"),
+        ("response_format.json_schema.schema", "output_format.schema.schema"),
+        ("grammar", "output_format.grammar"),
+        ("modelling", None),
+        ("chat.model", None),
+        ("", None),
+    ],
+)
+def test_where_a_chat_has_what_others_call_so(theirs: str, ours: str | None) -> None:
+    assert chat_path(theirs) == ours
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("input", "inputs"), ("input[3]", "inputs[3]"), ("inputs", "inputs"), ("model", "model")]
+)
+def test_where_a_request_for_vectors_has_what_others_call_so(theirs: str, ours: str) -> None:
+    assert embed_path(theirs) == ours
 
 
 BAD_EMBEDS: list[tuple[dict[str, Any], str]] = [

@@ -35,7 +35,7 @@ from llmg.core.request import (
     ToolResult,
 )
 from llmg.wire.openai.embeddings import decode_embed, encode_embed
-from llmg.wire.openai.requests import decode_chat, encode_chat, encode_message
+from llmg.wire.openai.requests import check_extra, decode_chat, encode_chat, encode_message
 from wire.generated import chats, embeds, messages, names, objects, plain, texts, unknown
 
 
@@ -115,6 +115,24 @@ def test_a_body_sent_on_with_all_changed_says_the_same(body: dict[str, Any]) -> 
     assert replace(rewritten, origin=UNSET, messages=()) == replace(chat, origin=UNSET, messages=())
     said = [(m.role, m.name, m.extra, m.parts or (Text(""),)) for m in chat.messages]
     assert [(m.role, m.name, m.extra, m.parts or (Text(""),)) for m in rewritten.messages] == said
+
+
+OURS = ("model", "messages", "n", "stream", "stream_options", "max_completion_tokens", "response_format", "logit_bias")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_field_of_ours_is_no_extra(name: str) -> None:
+    check_extra({"x_new": {name: 1}, name.upper(): 1}, "input.extra")
+    with pytest.raises(Failure) as raised:
+        check_extra({"x_new": 1, name: 1}, "input.extra")
+    assert (raised.value.kind, raised.value.param) == (Kind.INVALID_REQUEST, f"input.extra.{name}")
+    assert f"'input.extra.{name}'" in raised.value.message
+
+
+@pytest.mark.parametrize("chat", [_chat(), replace(_chat(), origin=UNSET)], ids=["as it came", "made"])
+def test_what_is_extra_goes_over_no_field_of_ours(chat: Chat) -> None:
+    extra = {**dict.fromkeys(OURS, 1), "x_new": 1}
+    assert _raw(encode_chat(replace(chat, extra=extra))) == {**_raw(encode_chat(chat)), "x_new": b"1"}
 
 
 @given(unknown, names)
@@ -283,7 +301,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": []}, "messages", "at least one"),
     ({"messages": [5]}, "messages[0]", "expected `object`"),
     ({"messages": [USER, {"content": "a"}]}, "messages[1].role", "required"),
-    ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role", "robot"),
+    ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role", "'robot' is none of assistant,"),
     ({"messages": [{"role": 1, "content": "a"}]}, "messages[0].role", "expected `str`"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "got `int`"),
     ({"messages": [{"role": "user", "content": [5]}]}, "messages[0].content[0]", "expected `object`"),
@@ -321,7 +339,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"tool_choice": {"type": "function"}}, "tool_choice.function", "required"),
     ({"parallel_tool_calls": "yes"}, "parallel_tool_calls", "expected `bool"),
     ({"response_format": "json"}, "response_format", "expected `object"),
-    ({"response_format": {"type": "yaml"}}, "response_format.type", "yaml"),
+    ({"response_format": {"type": "yaml"}}, "response_format.type", "'yaml' is none of text, json_object, json_schema"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "required"),
     ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name", "required"),
     ({"temperature": "hot"}, "temperature", "expected `float"),
@@ -334,8 +352,16 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"frequency_penalty": 2.5}, "frequency_penalty", "<= 2"),
     ({"presence_penalty": -2.5}, "presence_penalty", ">= -2"),
     ({"logit_bias": []}, "logit_bias", "expected `object"),
-    ({"logit_bias": {"5": 101}}, "logit_bias", "<= 100"),
-    ({"logit_bias": {"5": -101}}, "logit_bias", ">= -100"),
+    ({"logit_bias": {"5": 101}}, "logit_bias.5", "-100 to 100"),
+    ({"logit_bias": {"4": 1, "5": -101}}, "logit_bias.5", "-100 to 100"),
+    ({"logit_bias": {"5": "x"}}, "logit_bias", "expected `float`"),
+    ({"top_k": -5}, "top_k", ">= -1"),
+    ({"repetition_penalty": -1}, "repetition_penalty", ">= 0"),
+    ({"seed": 2**63}, "seed", f"<= {2**63 - 1}"),
+    ({"seed": -(2**63) - 1}, "seed", f">= {-(2**63)}"),
+    ({"seed": 10**30}, "seed", f"<= {2**63 - 1}"),
+    ({"tool_choice": {"type": "function", "function": {"name": ""}}}, "tool_choice.function.name", "length >= 1"),
+    ({"tool_choice": {"type": "function", "function": {"name": "f", "x": 1}}}, "tool_choice.function.x", "no such"),
     ({"max_tokens": 0}, "max_tokens", ">= 1"),
     ({"max_completion_tokens": -1}, "max_completion_tokens", ">= 1"),
     ({"max_tokens": "5"}, "max_tokens", "expected `int"),

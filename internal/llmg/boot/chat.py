@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -15,7 +18,7 @@ from rich.console import Console
 from llmg.boot.system import RandomIds, SystemClock
 from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind
-from llmg.core.events import Delta, Opened
+from llmg.core.events import Batch, Delta, Opened
 from llmg.core.request import Chat, Message, Role, Sampling, Text
 from llmg.providers.http import Exchange, Origin, Transport
 from llmg.providers.openai import OpenAI
@@ -68,12 +71,28 @@ class Conversation:
             self._said = [*said, ("assistant", "".join(answer))]
 
 
-def over_http(url: str, api_key: str | None, temperature: float | None, max_tokens: int | None) -> Dial:
-    """By the gateway's own OpenAI client. `url` is http(s)."""
+def issuers(file: Path) -> ssl.SSLContext:
+    """Trusts the certificates in `file` (PEM), and those that they issued; no others. Raises ValueError."""
+    try:
+        return ssl.create_default_context(cafile=file)
+    except ssl.SSLError:
+        raise ValueError(f"{file} holds no certificates in PEM") from None
+    except OSError as error:
+        raise ValueError(f"{file} can't be read: {error.strerror}") from None
+
+
+def over_http(
+    url: str,
+    api_key: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    trust: ssl.SSLContext | None = None,
+) -> Dial:
+    """By the gateway's own OpenAI client. `url` is http(s). `trust`: None is what the system trusts."""
 
     @asynccontextmanager
     async def dial() -> AsyncIterator[Line]:
-        transport = Transport()
+        transport = Transport() if trust is None else _Trusting(trust)
         try:
             yield _Http(transport, url.rstrip("/").removesuffix("/v1"), api_key, sampling)
         finally:
@@ -84,6 +103,17 @@ def over_http(url: str, api_key: str | None, temperature: float | None, max_toke
         max_tokens=UNSET if max_tokens is None else max_tokens,
     )
     return dial
+
+
+class _Trusting(Transport):
+    """With issuers of one's own."""
+
+    def __init__(self, trust: ssl.SSLContext) -> None:
+        super().__init__()
+        self._trust = trust
+
+    def _context(self) -> ssl.SSLContext:
+        return self._trust
 
 
 class _Http:
@@ -108,24 +138,30 @@ class _Http:
         try:
             return await self._transport.send(origin, origin.head("GET", path, self._headers))
         except Failure as failure:
-            words = f"no gateway answers at {self.name}: {_HINT}"
-            raise Failure(failure.kind, words, detail=failure.detail) from failure
+            otherwise = _STRANGE.get(failure.kind, failure.message)
+            raise _unreached(self.name, failure.__cause__, otherwise) from failure
 
     async def answer(self, model: str, said: Sequence[Turn]) -> AsyncIterator[str]:
         messages = tuple(Message(role=role, parts=(Text(text),)) for role, text in said)
         chat = Chat(model=model, messages=messages, sampling=self._sampling, stream=True)
         new = self._ids.new()
         context = Context(id=new, request_id=new, door="cli", created=int(self._clock.time()), trail=[])
-        texts: set[tuple[int, int]] = set()
-        async with self._provider.open(chat, context) as batches:
-            async for batch in batches:
-                for event in batch:
-                    if isinstance(event, Opened) and event.kind == "text":
-                        texts.add((event.choice, event.part))
-                    elif (
-                        isinstance(event, Delta) and (event.choice, event.part) in texts and isinstance(event.data, str)
-                    ):
-                        yield event.data
+        try:
+            async with self._provider.open(chat, context) as batches:
+                async for piece in _texts(batches):
+                    yield piece
+        except Failure as failure:
+            raise _in_its_words(failure) from failure
+
+
+async def _texts(batches: AsyncIterator[Batch]) -> AsyncIterator[str]:
+    texts: set[tuple[int, int]] = set()
+    async for batch in batches:
+        for event in batch:
+            if isinstance(event, Opened) and event.kind == "text":
+                texts.add((event.choice, event.part))
+            elif isinstance(event, Delta) and (event.choice, event.part) in texts and isinstance(event.data, str):
+                yield event.data
 
 
 def _names(body: bytes) -> list[str]:
@@ -136,18 +172,65 @@ def _names(body: bytes) -> list[str]:
 
 
 def _refused(status: int, body: bytes) -> list[str]:
-    try:
-        said = str(msgspec.json.decode(body)["error"]["message"])
-    except (msgspec.MsgspecError, KeyError, TypeError):
-        said = f"it answers with HTTP {status}: it may be no gateway"
+    said = _message(body) or f"it answers with HTTP {status}: it may be no gateway"
     raise Failure(Kind.UNAUTHENTICATED if status == 401 else Kind.UPSTREAM_ERROR, said)
 
 
+def _in_its_words(failure: Failure) -> Failure:
+    """As the gateway said it. What an upstream says is for the log alone: HTTP STATUS: BODY."""
+    said = _message((failure.detail or "").partition(": ")[2].encode())
+    return failure if said is None else Failure(failure.kind, said, param=failure.param)
+
+
+def _message(body: bytes) -> str | None:
+    """Of an error in OpenAI's shape."""
+    try:
+        return str(msgspec.json.decode(body)["error"]["message"])
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError):
+        return None
+
+
+_STRANGE: Final = {
+    Kind.UPSTREAM_UNAVAILABLE: "it hung up before it answered; it may want https://, or --grpc",
+    Kind.UPSTREAM_PROTOCOL: "its answer is no HTTP; it may want --grpc",
+}
+_REASONS: Final[Sequence[tuple[type[OSError], str]]] = (
+    (ssl.SSLCertVerificationError, "its certificate is not trusted ({}); --ca names a file with who issued it"),
+    (ssl.SSLError, "no TLS connection can be made ({}); it may want http://"),
+    (socket.gaierror, "its name can't be resolved ({})"),
+    (ConnectionRefusedError, _HINT),
+    (TimeoutError, "connecting took too long; " + _HINT),
+    (OSError, "{}; " + _HINT),
+)
+
+
+def _unreached(name: str, error: BaseException | None, otherwise: str) -> Failure:
+    """Why no gateway answers, by the error of the operating system or of TLS; `otherwise`: there is none."""
+    reason = next((words for kind, words in _REASONS if isinstance(error, kind)), None)
+    said = otherwise if reason is None else reason.format(_own_words(error))
+    return Failure(Kind.UPSTREAM_UNAVAILABLE, f"no gateway answers at {name}: {said}")
+
+
+def _own_words(error: BaseException | None) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()
+    return getattr(error, "strerror", None) or str(error)
+
+
 def by_grpc(
-    target: str, api_key: str | None, temperature: float | None, max_tokens: int | None, *, tls: bool = False
+    url: str,
+    api_key: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    trust: ssl.SSLContext | None = None,
 ) -> Dial:
-    """By llmg's own client. `target` is HOST:PORT. Raises ValueError when it is none."""
+    """By llmg's own client. `url` is http(s)://HOST:PORT; `trust`: None is what the system trusts. Raises ValueError
+    for a URL that holds more."""
     from llmg.client import Client, LlmgError
+
+    scheme, _, target = url.partition("://")
 
     @asynccontextmanager
     async def dial() -> AsyncIterator[Line]:
@@ -158,7 +241,7 @@ def by_grpc(
                 raise Failure(_kind(error.kind), error.message) from error
 
     def client() -> Client:
-        return Client(target, api_key=api_key, tls=True if tls else None)
+        return Client(target, api_key=api_key, tls=(trust or True) if scheme.lower() == "https" else None)
 
     client()  # says now whether it can be made
     return dial
@@ -176,7 +259,10 @@ class _Grpc:
         try:
             return [model.id for model in await self._client.models()]
         except UnavailableError as error:
-            raise Failure(Kind.UPSTREAM_UNAVAILABLE, f"no gateway answers at {self.name}: {_HINT}") from error
+            if error.kind in set(Kind):
+                raise  # a gateway says so
+            otherwise = f"{error.message}; it may want https://, or no --grpc"
+            raise _unreached(self.name, error.__cause__, otherwise) from error
 
     async def answer(self, model: str, said: Sequence[Turn]) -> AsyncIterator[str]:
         messages = [{"role": role, "content": text} for role, text in said]

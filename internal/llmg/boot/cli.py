@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     import socket
+    import ssl
 
     from llmg.boot.settings import Model, Settings, Target
     from llmg.boot.settings.shape import Policy
@@ -136,6 +137,9 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     grpc: Annotated[bool, typer.Option("--grpc", help="By gRPC instead of HTTP; --url is then HOST:PORT.")] = False,
     api_key: Annotated[str | None, typer.Option(envvar="LLMG_API_KEY", help="The gateway's API key.")] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="Trust the issuers in this file (PEM), and no others. For https.")
+    ] = None,
     config: ConfigFile = None,
 ) -> None:
     """Talk to a model through a running gateway."""
@@ -148,12 +152,24 @@ def chat(
         url = _where_it_listens(_load(config), grpc)
     asked = (api_key or None, temperature, max_tokens)
     try:
-        url = http_url(url if "://" in url else f"http://{url}")
-        scheme, _, target = url.partition("://")
-        dial = by_grpc(target, *asked, tls=scheme == "https") if grpc else over_http(url, *asked)
+        url = http_url(url if "://" in url else f"{'https' if ca else 'http'}://{url}")
+        dial = (by_grpc if grpc else over_http)(url, *asked, _issuers(ca, url))
     except ValueError as error:
         _give_up(f"--url: {error}", 2)
     raise typer.Exit(run(Conversation(dial, model, system), prompt))
+
+
+def _issuers(ca: Path | None, url: str) -> ssl.SSLContext | None:
+    from llmg.boot.chat import issuers
+
+    if ca is None:
+        return None
+    if not url.lower().startswith("https://"):
+        _give_up(f"--ca: there is no certificate to check at {url}", 2)
+    try:
+        return issuers(ca)
+    except ValueError as error:
+        _give_up(f"--ca: {error}", 2)
 
 
 def _where_it_listens(settings: Settings, grpc: bool) -> str:

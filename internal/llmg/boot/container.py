@@ -184,7 +184,7 @@ def _gateway(wired: Wired) -> Routes:
     inference = Inference(wired.pipeline, wired.admission, door="gateway")
     table = bindings(DESCRIPTORS)
     app = make_gateway(
-        upstream=InProcess(handlers(inference, wired.models)),
+        upstream=InProcess(handlers(inference, wired.models), wired.admission),
         bindings=table,
         max_body=wired.settings.http.max_body,
         heartbeat=wired.settings.http.heartbeat,
@@ -210,6 +210,7 @@ def _grpc(wired: Wired) -> Any:
         limits=Limits(
             message=grpc.max_message,
             calls=grpc.max_calls,
+            message_timeout=grpc.message_timeout,
             streams=grpc.max_streams,
             keepalive=grpc.keepalive,
             keepalive_timeout=grpc.keepalive_timeout,

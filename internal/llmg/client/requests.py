@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 
+from llmg.client import checks
 from llmg.client import types as t
+from llmg.client.checks import FLAG, NUMBER, TEXT, Expected, check, listed, wrong
 from llmg.client.errors import invalid
 
 MessageLike: TypeAlias = t.Message | Mapping[str, Any]
@@ -57,27 +59,43 @@ def chat(model: str, messages: Messages, given: ChatFields) -> t.Chat:
     if unknown := given.keys() - ChatFields.__annotations__.keys():
         raise TypeError(f"a chat has no field {min(unknown)!r}")
     known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if (most := known.pop("max_completion_tokens", None)) is not None:
-        known["max_tokens"] = most
-    sampling = {name: known.pop(name) for name in _SAMPLING & known.keys()}
-    own = {_NAMES.get(name, name): _CONVERT.get(name, _as_it_is)(value) for name, value in known.items()}
+    if "max_completion_tokens" in known:
+        known.pop("max_tokens", None)
+    own = {name: _field(name, value) for name, value in known.items()}
+    sampling = {_NAMES.get(name, name): own.pop(name) for name in known if _owner(name) is t.Sampling}
     if sampling:
         own["sampling"] = t.Sampling(**sampling)
-    if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}]
-    return t.Chat(model=model, messages=[_message(m, f"messages[{i}]") for i, m in enumerate(messages)], **own)
+    checks.field(t.Chat, "model", model, "model")
+    return t.Chat(model=model, messages=_messages(messages), **{_NAMES.get(name, name): own[name] for name in own})
 
 
-def embeddings(model: str, inputs: EmbeddingInputs, dimensions: int | None, user: str | None) -> Any:
-    """What to embed: a text, texts, or their tokens."""
-    given = [inputs] if isinstance(inputs, str) else inputs
-    return t.CreateEmbeddingsRequest(model=model, inputs=[_input(i) for i in given], dimensions=dimensions, user=user)
+def _field(name: str, given: Any) -> Any:
+    """What the contract's field of that name takes."""
+    made = _CONVERT[name](given) if name in _CONVERT else given
+    checks.field(_owner(name), _NAMES.get(name, name), made, name, depth=1)
+    return made
 
 
-def _input(given: str | Sequence[int]) -> t.EmbeddingInput:
+def _owner(name: str) -> type[t.Chat | t.Sampling]:
+    return t.Sampling if _NAMES.get(name, name) in _SAMPLING else t.Chat
+
+
+def embeddings(
+    model: str, inputs: EmbeddingInputs, dimensions: int | None, user: str | None
+) -> t.CreateEmbeddingsRequest:
+    """What to embed: a text, texts, or their tokens. Raises InvalidRequestError."""
+    given = [inputs] if isinstance(inputs, str) else listed(inputs, "a text or a list", "inputs")
+    made = [_input(each, f"inputs[{i}]") for i, each in enumerate(given)]
+    return t.CreateEmbeddingsRequest(model=model, inputs=made, dimensions=dimensions, user=user)
+
+
+def _input(given: str | Sequence[int], where: str) -> t.EmbeddingInput:
     if isinstance(given, str):
+        check(given, TEXT, where)
         return t.EmbeddingInput(text=given)
-    return t.EmbeddingInput(tokens=t.Tokens(ids=list(given)))
+    tokens = listed(given, "a text or a list of tokens", where)
+    checks.field(t.Tokens, "ids", tokens, where)
+    return t.EmbeddingInput(tokens=t.Tokens(ids=list(tokens)))
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------
@@ -85,23 +103,31 @@ def _input(given: str | Sequence[int]) -> t.EmbeddingInput:
 _ROLES: Final = {role.name.lower(): role for role in t.Role if role}
 
 
+def _messages(given: Messages) -> list[t.Message]:
+    if isinstance(given, str):
+        check(given, TEXT, "messages")
+        return [t.Message(role=t.Role.USER, parts=[t.Part(text=t.TextPart(text=given))])]
+    return [_message(m, f"messages[{i}]") for i, m in enumerate(listed(given, "a text or a list", "messages"))]
+
+
 def _message(given: MessageLike, where: str) -> t.Message:
     if isinstance(given, t.Message):
         return given
     left = _Fields(given, where)
-    role = _ROLES.get(left.take("role"))
+    role = _ROLES.get(left.take("role", TEXT))
     if role is None:
         raise invalid(f"invalid '{where}.role': expected one of {', '.join(_ROLES)}", f"{where}.role")
     parts = _content(left.take("content"), f"{where}.content")
     if role is t.Role.TOOL:
-        call = left.take("tool_call_id", required=True)
+        call = left.take("tool_call_id", TEXT, required=True)
         parts = [t.Part(tool_result=t.ToolResult(call_id=call, parts=parts))]
-    if reasoning := left.take("reasoning_content"):
+    if reasoning := left.take("reasoning_content", TEXT):
         parts.insert(0, t.Part(reasoning=t.ReasoningPart(text=reasoning)))
-    if refusal := left.take("refusal"):
+    if refusal := left.take("refusal", TEXT):
         parts.append(t.Part(refusal=t.RefusalPart(text=refusal)))
-    parts += [_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(left.take("tool_calls") or ())]
-    name = left.take("name")
+    calls = listed(left.take("tool_calls") or (), "a list", f"{where}.tool_calls")
+    parts += [_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    name = left.take("name", TEXT)
     left.end()
     return t.Message(role=role, parts=parts, name=name)
 
@@ -110,17 +136,17 @@ def _content(given: Any, where: str) -> list[t.Part]:
     if given is None:
         return []
     if isinstance(given, str):
-        return [_text(given)]
-    return [_part(part, f"{where}[{i}]") for i, part in enumerate(given)]
+        return [_text(given, where)]
+    return [_part(part, f"{where}[{i}]") for i, part in enumerate(listed(given, "a text or a list", where))]
 
 
 def _part(given: t.Part | Json | str, where: str) -> t.Part:
     if isinstance(given, t.Part):
         return given
     if isinstance(given, str):
-        return _text(given)
+        return _text(given, where)
     left = _Fields(given, where)
-    kind = left.take("type")
+    kind = left.take("type", TEXT)
     made = _PARTS.get(kind)
     if made is None:
         raise invalid(f"invalid '{where}.type': expected one of {', '.join(_PARTS)}", f"{where}.type")
@@ -129,20 +155,24 @@ def _part(given: t.Part | Json | str, where: str) -> t.Part:
     return part
 
 
-def _text(given: str, where: str = "") -> t.Part:
+def _text(given: str, where: str) -> t.Part:
+    check(given, TEXT, where)
     return t.Part(text=t.TextPart(text=given))
 
 
 def _image(given: Json | str, where: str) -> t.Part:
     left = _Fields({"url": given} if isinstance(given, str) else given, where)
-    image = t.ImagePart(url=left.take("url", required=True), detail=left.take("detail"))
+    image = t.ImagePart(url=left.take("url", TEXT, required=True), detail=left.take("detail", TEXT))
     left.end()
     return t.Part(image=image)
 
 
+_SOUND: Final = Expected("bytes or a text in base64", lambda given: isinstance(given, bytes | str))
+
+
 def _audio(given: Json, where: str) -> t.Part:
     left = _Fields(given, where)
-    data, kind = left.take("data", required=True), left.take("format", required=True)
+    data, kind = left.take("data", _SOUND, required=True), left.take("format", TEXT, required=True)
     left.end()
     try:
         raw = data if isinstance(data, bytes) else base64.b64decode(data, validate=True)
@@ -153,12 +183,15 @@ def _audio(given: Json, where: str) -> t.Part:
 
 def _file(given: Json, where: str) -> t.Part:
     left = _Fields(given, where)
-    file = t.FilePart(id=left.take("file_id"), data=left.take("file_data"), name=left.take("filename"))
+    file = t.FilePart(
+        id=left.take("file_id", TEXT), data=left.take("file_data", TEXT), name=left.take("filename", TEXT)
+    )
     left.end()
     return t.Part(file=file)
 
 
 def _refusal(given: str, where: str) -> t.Part:
+    check(given, TEXT, where)
     return t.Part(refusal=t.RefusalPart(text=given))
 
 
@@ -178,9 +211,9 @@ def _tool_call(given: t.ToolCall | Json, where: str) -> t.Part:
     left.of_type("function")
     function = _Fields(left.take("function", required=True), f"{where}.function")
     call = t.ToolCall(
-        id=left.take("id", required=True),
-        name=function.take("name", required=True),
-        arguments=function.take("arguments") or "",
+        id=left.take("id", TEXT, required=True),
+        name=function.take("name", TEXT, required=True),
+        arguments=function.take("arguments", TEXT) or "",
     )
     left.end()
     function.end()
@@ -190,12 +223,8 @@ def _tool_call(given: t.ToolCall | Json, where: str) -> t.Part:
 # -- fields ------------------------------------------------------------------------------------------------------------
 
 
-def _as_it_is(given: Any) -> Any:
-    return given
-
-
 def _tools(given: Sequence[t.Tool | Json]) -> list[t.Tool]:
-    return [_tool(tool, f"tools[{i}]") for i, tool in enumerate(given)]
+    return [_tool(tool, f"tools[{i}]") for i, tool in enumerate(listed(given, "a list", "tools"))]
 
 
 def _tool(given: t.Tool | Json, where: str) -> t.Tool:
@@ -207,10 +236,10 @@ def _tool(given: t.Tool | Json, where: str) -> t.Tool:
     left.end()
     parameters = function.take("parameters")
     tool = t.Tool(
-        name=function.take("name", required=True),
-        description=function.take("description"),
+        name=function.take("name", TEXT, required=True),
+        description=function.take("description", TEXT),
         parameters=None if parameters is None else struct(parameters, f"{where}.function.parameters"),
-        strict=function.take("strict"),
+        strict=function.take("strict", FLAG),
     )
     function.end()
     return tool
@@ -233,7 +262,7 @@ def _tool_choice(given: str | t.ToolChoice | Json) -> t.ToolChoice:
     left = _Fields(given, "tool_choice")
     left.of_type("function")
     function = _Fields(left.take("function", required=True), "tool_choice.function")
-    name = function.take("name", required=True)
+    name = function.take("name", TEXT, required=True)
     left.end()
     function.end()
     return t.ToolChoice(mode=t.ToolChoiceMode.NAMED, name=name)
@@ -243,7 +272,7 @@ def _response_format(given: t.OutputFormat | Json) -> t.OutputFormat:
     if isinstance(given, t.OutputFormat):
         return given
     left = _Fields(given, "response_format")
-    kind = left.take("type")
+    kind = left.take("type", TEXT)
     schema = left.take("json_schema") if kind == "json_schema" else None
     left.end()
     if kind == "json_schema":
@@ -260,10 +289,10 @@ def _schema(given: Json) -> t.SchemaOutput:
     where = "response_format.json_schema"
     left = _Fields(given, where)
     out = t.SchemaOutput(
-        name=left.take("name", required=True),
+        name=left.take("name", TEXT, required=True),
         schema=struct(left.take("schema", required=True), f"{where}.schema"),
-        description=left.take("description"),
-        strict=left.take("strict"),
+        description=left.take("description", TEXT),
+        strict=left.take("strict", FLAG),
     )
     left.end()
     return out
@@ -271,28 +300,38 @@ def _schema(given: Json) -> t.SchemaOutput:
 
 def struct(given: Json, where: str) -> t.Struct:
     """A JSON object. Raises InvalidRequestError for what JSON has not."""
+    if not isinstance(given, Mapping):
+        raise wrong("a dictionary", given, where)
     try:
-        return t.Struct.from_dict(_listed(given))
-    except (ValueError, AssertionError) as error:
-        raise invalid(f"invalid '{where}': it is no JSON: {error}", where) from None
+        return t.Struct.from_dict(_json(given, where))
+    except RecursionError:
+        raise invalid(f"invalid '{where}': it is nested too deeply", where) from None
 
 
-def _listed(given: Any) -> Any:
+def _json(given: Any, where: str) -> Any:
+    """With the types that betterproto2 takes for JSON."""
     if isinstance(given, Mapping):
-        return {name: _listed(value) for name, value in given.items()}
-    return [_listed(value) for value in given] if isinstance(given, list | tuple) else given
+        for name in given:
+            check(name, TEXT, where)
+        return {name: _json(value, where) for name, value in given.items()}
+    if isinstance(given, list | tuple):
+        return [_json(value, where) for value in given]
+    if given is not None and not isinstance(given, bool):
+        check(given, TEXT if isinstance(given, str) else _JSON, where)
+    return given
 
 
+_JSON: Final = Expected("JSON", NUMBER.fits)
 _SAMPLING: Final = {field.name for field in fields(t.Sampling)}
-_NAMES: Final = {"response_format": "output_format"}
+_NAMES: Final = {"response_format": "output_format", "max_completion_tokens": "max_tokens"}
 _CONVERT: Final[Mapping[str, Callable[[Any], Any]]] = {
     "tools": _tools,
     "tool_choice": _tool_choice,
     "response_format": _response_format,
-    "stop": lambda given: [given] if isinstance(given, str) else list(given),
-    "metadata": dict,
+    "stop": lambda given: [given] if isinstance(given, str) else listed(given, "a text or a list", "stop"),
     "extra": lambda given: struct(given, "extra"),
 }
+"""Fields that are given in another shape than the contract's. Of what type a field must be says the contract."""
 
 
 class _Fields:
@@ -300,15 +339,18 @@ class _Fields:
 
     def __init__(self, given: Any, where: str) -> None:
         if not isinstance(given, Mapping):
-            raise invalid(f"invalid '{where}': expected a dictionary, not {type(given).__name__}", where)
+            raise wrong("a dictionary", given, where)
         self._left = dict(given)
         self._where = where
 
-    def take(self, name: str, *, required: bool = False) -> Any:
-        """The value; None where there is none."""
+    def take(self, name: str, expected: Expected | None = None, *, required: bool = False) -> Any:
+        """The value; None where there is none. What nothing is expected of, the caller checks."""
         value = self._left.pop(name, None)
+        where = f"{self._where}.{name}"
         if required and value is None:
-            raise invalid(f"invalid '{self._where}.{name}': it is required", f"{self._where}.{name}")
+            raise invalid(f"invalid '{where}': it is required", where)
+        if expected is not None and value is not None:
+            check(value, expected, where)
         return value
 
     def of_type(self, only: str) -> None:

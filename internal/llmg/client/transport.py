@@ -29,6 +29,7 @@ from h2.exceptions import ProtocolError
 from hyperframe.frame import Frame, GoAwayFrame
 from multidict import MultiDict
 
+from llmg.client import checks
 from llmg.client.errors import GARBLED, LlmgError, from_status, unavailable
 
 In = TypeVar("In", bound=betterproto2.Message)
@@ -159,7 +160,8 @@ class Call(grpclib.client.Stream[In, Out]):
         return self
 
     async def send_message(self, message: In, *, end: bool = False) -> None:
-        """See grpclib."""
+        """See grpclib. A message that can't be written is an InvalidRequestError, and nothing is sent."""
+        checks.message(message)
         with self._translating():
             await super().send_message(message, end=end)
 

@@ -11,6 +11,7 @@ from llmg.core.context import ANONYMOUS, Context, Observer, Principal
 from llmg.core.errors import Failure, Kind, invalid
 from llmg.ports import Authenticator, Clock, Ids
 
+LONGEST: Final = 10 * 365 * 86400.0  # seconds: timers and gRPC's deadlines overflow far beyond
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}\Z")
 
 
@@ -48,7 +49,10 @@ def bearer(authorization: str | None, api_key: str | None) -> str | None:
 
 
 def seconds(text: str | None) -> float | None:
-    """The time that a client gives its request (`x-llmg-timeout`, in seconds). Raises Failure (invalid_request)."""
+    """The time that a client gives its request (`x-llmg-timeout`, in seconds), LONGEST at most.
+
+    Raises Failure (invalid_request).
+    """
     if text is None:
         return None
     try:
@@ -57,7 +61,7 @@ def seconds(text: str | None) -> float | None:
         given = 0.0
     if not 0 < given < float("inf"):
         raise invalid("invalid 'x-llmg-timeout': expected a number of seconds above 0", "x-llmg-timeout")
-    return given
+    return min(given, LONGEST)
 
 
 class Admission:
@@ -86,14 +90,14 @@ class Admission:
         traceparent: str | None = None,
         remaining: float | None = None,
     ) -> Context:
-        """The context of one request. `remaining`: seconds to its deadline."""
+        """The context of one request. `remaining`: seconds to its deadline, which is LONGEST away at most."""
         return Context(
             id=self._ids.new(),
             request_id=request_id,
             door=door,
             created=int(self._clock.time()),
             principal=principal,
-            deadline=None if remaining is None else self._clock.monotonic() + remaining,
+            deadline=None if remaining is None else self._clock.monotonic() + min(remaining, LONGEST),
             traceparent=traceparent,
             trail=[],
             observer=self._observer,

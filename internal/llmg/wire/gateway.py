@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import sys
 from array import array
 from collections.abc import Callable, Iterable
@@ -58,6 +59,7 @@ from llmg.core.request import (
 from llmg.core.usage import Usage
 from llmg.gatewayapi.v1 import chat_pb2 as pb
 from llmg.gatewayapi.v1 import embeddings_pb2 as embeddings
+from llmg.wire.openai.requests import check_extra
 
 ROLES: Final[dict[int, Role]] = {
     pb.ROLE_SYSTEM: "system",
@@ -96,6 +98,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {"n": (1, 128), "top_logprobs":
 _SAMPLING_RANGES: Final[dict[str, tuple[float, float]]] = {
     "temperature": (0, 2),
     "top_p": (0, 1),
+    "top_k": (-1, 2**31 - 1),
     "min_p": (0, 1),
     "frequency_penalty": (-2, 2),
     "presence_penalty": (-2, 2),
@@ -103,6 +106,39 @@ _SAMPLING_RANGES: Final[dict[str, tuple[float, float]]] = {
     "max_tokens": (1, 2**31 - 1),
 }
 _SAMPLING: Final = tuple(name for name in Sampling.__struct_fields__ if name != "logit_bias")
+
+# Where a Chat has what OpenAI's dialect, in whose words pipelines and upstreams speak of fields, has elsewhere.
+_ELSEWHERE: Final = tuple(
+    (re.compile(theirs + r"(?!\w)"), ours)
+    for theirs, ours in (
+        (r"(messages\[\d+\])\.content(\[\d+\])\.image_url", r"\1.parts\2.image"),
+        (r"(messages\[\d+\])\.content(\[\d+\])\.input_audio", r"\1.parts\2.audio"),
+        (r"(messages\[\d+\])\.content", r"\1.parts"),
+        (r"(tools\[\d+\])\.function", r"\1"),
+        (r"tool_choice\.function", "tool_choice"),
+        (r"response_format\.json_schema", "output_format.schema"),
+        (r"response_format", "output_format"),
+        (r"grammar", "output_format.grammar"),
+        (r"max_completion_tokens", "sampling.max_tokens"),
+        *((field.name, f"sampling.{field.name}") for field in pb.Sampling.DESCRIPTOR.fields),
+    )
+)
+_CHAT: Final = frozenset(field.name for field in pb.Chat.DESCRIPTOR.fields)
+_NAME: Final = re.compile(r"\w+")
+
+
+def chat_path(param: str) -> str | None:
+    """The path below a Chat of what OpenAI's dialect calls `param`; None where that is none of its fields."""
+    for theirs, ours in _ELSEWHERE:
+        if found := theirs.match(param):
+            return found.expand(ours) + param[found.end() :]
+    head = _NAME.match(param)
+    return param if head is not None and head[0] in _CHAT else None
+
+
+def embed_path(param: str) -> str:
+    """The same for a request for vectors."""
+    return re.sub(r"^input(?!\w)", "inputs", param)
 
 
 def decode_chat(given: pb.Chat, *, stream: bool) -> Chat:
@@ -131,7 +167,7 @@ def decode_chat(given: pb.Chat, *, stream: bool) -> Chat:
         user=_set(given, "user"),
         metadata=dict(given.metadata) if given.metadata else UNSET,
         stream=stream,
-        extra=_json(given.extra, "extra") if given.HasField("extra") else UNSET,
+        extra=_extra(given.extra) if given.HasField("extra") else UNSET,
     )
 
 
@@ -240,6 +276,11 @@ def _output(given: pb.OutputFormat) -> Output:
                 strict=_set(schema, "strict"),
             )
     raise _wrong("output_format", "one kind must be set")
+
+
+def _extra(given: PbStruct) -> dict[str, Any]:
+    check_extra(given.fields, "chat.extra")
+    return _json(given, "extra")
 
 
 def _json(given: PbStruct, path: str) -> dict[str, Any]:

@@ -278,7 +278,7 @@ def decode_frame(data: bytes) -> ClientFrame:
         given = _plain(data)
         if not isinstance(given, dict):
             raise BadFrame(invalid("the frame must be a JSON object")) from None
-        raise BadFrame(refused(error), _named(given)) from None
+        raise BadFrame(refused(error, kind=ClientFrame), _named(given)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NotJson(str(error)) from None
     except RecursionError:

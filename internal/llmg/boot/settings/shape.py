@@ -233,8 +233,11 @@ class Grpc(Section):
         default=True, description="Whether clients may ask which services there are, as grpcurl and buf curl do."
     )
     max_calls: Count = Field(
-        default=0, description="Calls at the same time, of all clients. 0: any number. One more: RESOURCE_EXHAUSTED."
+        default=0,
+        description="Calls at the same time, of all clients with a key; health and reflection don't count. 0: any "
+        "number. One more: RESOURCE_EXHAUSTED.",
     )
+    message_timeout: Duration = Field(default=60.0, description="The time a client may take to send its request.")
     max_streams: PositiveCount = Field(
         default=1000, le=2**31 - 1, description="Calls at the same time over one connection; more wait at the client."
     )

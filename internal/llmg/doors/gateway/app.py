@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from typing import Final
 from urllib.parse import quote
 
@@ -15,10 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmg.core.errors import Failure, Kind, not_implemented
 from llmg.doors.gateway import metadata, statuses
-from llmg.doors.gateway import upstream as upstreams
-from llmg.doors.gateway.upstream import Call, Status, Unary, Upstream
+from llmg.doors.gateway.upstream import Call, Status, Upstream
 from llmg.doors.http import exchange as http
-from llmg.doors.http.pages import accepts
+from llmg.doors.http.pages import weight
 from llmg.doors.http.stream import Stream
 from llmg.wire import jsonapi, sse
 from llmg.wire.jsonapi import Source, refused
@@ -83,18 +83,18 @@ class _Lines:
         return b'{"error":%b}\n' % msgspec.json.encode(jsonapi.document(failure, request_id)["errors"][0])
 
 
-_FORMATS: Final[tuple[tuple[bytes, _Events | _Lines], ...]] = (
-    (b"text/event-stream", _Events()),
-    (b"application/jsonl", _Lines(b"application/jsonl")),
-)
 _DEFAULT: Final = _Lines(b"application/x-ndjson")
+# By what asks for them in `Accept`. Of those that weigh the same, the first.
+_FORMATS: Final[tuple[tuple[_Events | _Lines, tuple[bytes, ...]], ...]] = (
+    (_Events(), (b"text/event-stream",)),
+    (_Lines(b"application/jsonl"), (b"application/jsonl",)),
+    (_DEFAULT, (b"application/x-ndjson", b"application/*", b"*/*")),
+)
 
 
 def _format(accept: bytes) -> _Events | _Lines:
-    for name, format in _FORMATS:
-        if accepts(accept, name):
-            return format
-    return _DEFAULT
+    heaviest, format = max(((weight(accept, *names), format) for format, names in _FORMATS), key=itemgetter(0))
+    return format if heaviest else _DEFAULT
 
 
 # --- methods ---------------------------------------------------------------------------------------------------------
@@ -103,16 +103,17 @@ def _format(accept: bytes) -> _Events | _Lines:
 class _Endpoint(ABC):
     """One binding."""
 
-    def __init__(self, binding: Binding, codec: Codec, options: Options) -> None:
+    def __init__(self, binding: Binding, codec: Codec, upstream: Upstream, options: Options) -> None:
         self._transcoder = Transcoder(binding, codec)
         self._takes_body = bool(binding.body)
+        self._admit = upstream.admit
         self._options = options
 
     async def answer(self, exchange: Exchange, segments: list[str]) -> None:
         """One request, with the path's segments as the binding's template counts them. Raises Failure."""
-        call = Call(
-            metadata=metadata.incoming(exchange.scope, exchange.request_id), timeout=metadata.timeout(exchange.headers)
-        )
+        given = metadata.incoming(exchange.scope, exchange.request_id)
+        self._admit(given)
+        call = Call(metadata=given, timeout=metadata.timeout(exchange.headers))
         body = await exchange.body(self._options.max_body)
         if body and self._takes_body:
             _check_media_type(exchange.headers)
@@ -128,9 +129,9 @@ class _Endpoint(ABC):
 class _Whole(_Endpoint):
     """One response."""
 
-    def __init__(self, binding: Binding, codec: Codec, options: Options, call: Unary) -> None:
-        super().__init__(binding, codec, options)
-        self._call = call
+    def __init__(self, binding: Binding, codec: Codec, upstream: Upstream, options: Options) -> None:
+        super().__init__(binding, codec, upstream, options)
+        self._call = upstream.unary(binding.rpc)
 
     async def ask(self, exchange: Exchange, request: Message, call: Call) -> None:
         """See _Endpoint."""
@@ -145,9 +146,9 @@ class _Whole(_Endpoint):
 class _Streamed(_Endpoint):
     """As many responses as the server has."""
 
-    def __init__(self, binding: Binding, codec: Codec, options: Options, call: upstreams.Stream) -> None:
-        super().__init__(binding, codec, options)
-        self._call = call
+    def __init__(self, binding: Binding, codec: Codec, upstream: Upstream, options: Options) -> None:
+        super().__init__(binding, codec, upstream, options)
+        self._call = upstream.stream(binding.rpc)
 
     async def ask(self, exchange: Exchange, request: Message, call: Call) -> None:
         """See _Endpoint."""
@@ -191,9 +192,8 @@ _Target = _Endpoint | _Unserved
 def _target(binding: Binding, codec: Codec, upstream: Upstream, options: Options) -> _Target:
     if binding.client_streaming:
         return _Unserved(binding)
-    if binding.server_streaming:
-        return _Streamed(binding, codec, options, upstream.stream(binding.rpc))
-    return _Whole(binding, codec, options, upstream.unary(binding.rpc))
+    made = _Streamed if binding.server_streaming else _Whole
+    return made(binding, codec, upstream, options)
 
 
 def _check_media_type(headers: Mapping[bytes, bytes]) -> None:

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from llmg.core.errors import Failure, Kind
 from llmg.doors.gateway.upstream import Call, Metadata, Status, Stream, Unary, Write
+from llmg.services.admission import Admission
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
 
@@ -21,9 +22,15 @@ _DETAILS = "grpc-status-details-bin"
 class InProcess:
     """See Upstream."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], admission: Admission) -> None:
         """Servicers' methods by RPC: `/package.Service/Method`. Streaming ones write, and do not yield."""
         self._handlers = handlers
+        self._admission = admission
+
+    def admit(self, metadata: Metadata, /) -> None:
+        """See Upstream."""
+        given = dict(metadata)
+        self._admission.principal(_text(given.get("authorization")), _text(given.get("x-api-key")))
 
     def unary(self, rpc: MethodDescriptor, /) -> Unary:
         """See Upstream."""
@@ -49,6 +56,10 @@ class InProcess:
             return self._handlers[f"/{rpc.containing_service.full_name}/{rpc.name}"]
         except KeyError:
             raise ValueError(f"nobody answers {rpc.full_name} here") from None
+
+
+def _text(value: str | bytes | None) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 async def _run(handler: Handler, request: Message, serving: _Serving) -> Any:

@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from llmg.core.errors import Failure, Kind
 from llmg.doors.gateway.upstream import Metadata
-from llmg.services.admission import seconds
+from llmg.services.admission import LONGEST, seconds
 from llmg.wire.jsonapi import Refused, Source, refused
 
 _PREFIX: Final = b"grpc-metadata-"
@@ -98,14 +98,14 @@ def _asked(header: bytes, raw: bytes) -> tuple[str, str | bytes]:
 def timeout(headers: Mapping[bytes, bytes]) -> float | None:
     """Seconds, as `Grpc-Timeout` says (`1500m`), or our own `x-llmg-timeout`; None: neither is there.
 
-    Raises Refused (invalid_request).
+    LONGEST at most. Raises Refused (invalid_request).
     """
     raw = headers.get(_TIMEOUT)
     if raw is not None:
         found = _WAIT.fullmatch(raw.decode("latin-1"))
         if found is None:
             raise _bad(_TIMEOUT, "expected up to eight digits and one of H, M, S, m, u, n")
-        return int(found[1]) * _SECONDS[found[2]]
+        return min(int(found[1]) * _SECONDS[found[2]], LONGEST)
     own = headers.get(_OWN_TIMEOUT)
     if own is None:
         return None

@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
 from llmg.core.errors import Failure, Kind
-from llmg.doors.gateway.upstream import Call, Status, Stream, Unary, Write
+from llmg.doors.gateway.upstream import Call, Metadata, Status, Stream, Unary, Write
 
 _DETAILS: Final = "grpc-status-details-bin"
 # The same messages under two names: servers have the one, the other, or both.
@@ -144,6 +144,9 @@ class Remote:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
+
+    def admit(self, metadata: Metadata, /) -> None:
+        """See Upstream. Who may ask is for the server to say."""
 
     def unary(self, rpc: MethodDescriptor, /) -> Unary:
         """See Upstream."""

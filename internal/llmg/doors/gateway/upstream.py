@@ -46,6 +46,10 @@ class Upstream(Protocol):
     Calls raise Status, or Failure.
     """
 
+    def admit(self, metadata: Metadata, /) -> None:
+        """Before a request's body is read: may it come in? Raises Failure (unauthenticated)."""
+        ...
+
     def unary(self, rpc: MethodDescriptor, /) -> Unary:
         """One that has one response. Raises ValueError when it is not there."""
         ...

@@ -9,8 +9,11 @@ import structlog
 from graphql import GraphQLError, GraphQLSyntaxError
 from strawberry.exceptions import MissingQueryError, StrawberryInputCoercionError
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
+from strawberry.utils.str_converters import to_camel_case
 
 from llmg.core.errors import Failure, Kind, internal
+from llmg.services.failures import log_failure
+from llmg.wire.gateway import chat_path, embed_path
 
 log = structlog.get_logger("llmg.graphql")
 
@@ -51,8 +54,7 @@ CODES: Final[dict[Kind, tuple[str, int]]] = {
 PARSE_FAILED: Final = "GRAPHQL_PARSE_FAILED"
 VALIDATION_FAILED: Final = "GRAPHQL_VALIDATION_FAILED"
 
-# Fields of the request that pipelines name, by their names here.
-_NAMES: Final = {"model": "input.model", "inputs": "input.inputs", "input": "input.inputs"}
+_OF_VECTORS: Final = re.compile(r"(inputs|dimensions)\b")
 _REQUESTS: Final = (GraphQLError, CannotGetOperationTypeError, InvalidOperationTypeError, MissingQueryError)
 _VARIABLE: Final = re.compile(r"Variable '\$(\w+)' has invalid value(?: at ((?:\.\w+|\[\d+\])+))?: ")
 _FIELD: Final = re.compile(r"Expected value of type '\w+' (?:to include required|not to include unknown) field '(\w+)'")
@@ -62,12 +64,21 @@ def extensions(failure: Failure, request_id: str) -> dict[str, Any]:
     """What a client's code goes by."""
     out: dict[str, Any] = {"code": CODES[failure.kind][0], "requestId": request_id}
     if failure.param:
-        out["param"] = _NAMES.get(failure.param, failure.param)
+        out["param"] = _place(failure.param)
     if failure.retry_after is not None:
         out["retryAfter"] = failure.retry_after
     if failure.code:
         out["upstreamCode"] = failure.code
     return out
+
+
+def _place(param: str) -> str:
+    """The path here of what a pipeline calls so, in OpenAI's words; what this door itself named stays as it is."""
+    if param.startswith("input."):
+        return param
+    path = embed_path(param)
+    found = path if _OF_VECTORS.match(path) else chat_path(path)
+    return param if found is None else f"input.{to_camel_case(found)}"
 
 
 def error(failure: Failure, request_id: str) -> GraphQLError:
@@ -78,10 +89,7 @@ def error(failure: Failure, request_id: str) -> GraphQLError:
 
 def report(failure: Failure, request_id: str) -> None:
     """To the log, what the client is not told."""
-    if failure.detail is None and failure.blame == "caller":
-        return
-    level = log.error if failure.kind is Kind.INTERNAL else log.warning
-    level(failure.message, kind=failure.kind.value, request_id=request_id, detail=failure.detail)
+    log_failure(log, failure, request_id)
 
 
 def refusal(failure: Failure, request_id: str) -> dict[str, Any]:

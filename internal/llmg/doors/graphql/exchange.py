@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Iterable
 from contextlib import aclosing
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -27,6 +27,7 @@ from llmg.core.errors import Failure, Kind, internal, invalid
 from llmg.doors.graphql import errors
 from llmg.doors.graphql.schema import Asking, Gateway, Schema
 from llmg.doors.http import exchange as http
+from llmg.wire.openai.fields import too_deep
 
 JSON: Final = "application/json"
 RESPONSE: Final = "application/graphql-response+json"
@@ -35,6 +36,7 @@ MULTIPART: Final = "multipart/mixed"
 STREAMS: Final = frozenset({SSE, MULTIPART})
 
 _BOUNDARY: Final = b"graphql"
+_ASKED_FOR: Final = {SSE: SSE, MULTIPART: f'{MULTIPART};subscriptionSpec="1.0"'}
 _STREAM_TYPES: Final = {
     SSE: b"text/event-stream; charset=utf-8",
     MULTIPART: b'multipart/mixed;boundary="%b";subscriptionSpec="1.0"' % _BOUNDARY,
@@ -116,11 +118,20 @@ class Exchange(http.Exchange):
         )
         status, more = 200, []
         if refused:
+            self._say_how_to_subscribe(result.errors or ())
             status = 400 if self._accepted == RESPONSE else 200  # to clients of plain JSON the rest is no answer at all
             if self.scope["method"] == "GET" and any(_not_for_get(error) for error in result.errors or ()):
                 status, more = 405, [(b"allow", b"POST")]
         body = msgspec.json.encode(_payload(result, bare=refused))
         await self.answer(status, body, [*more, *self._way()], _in_utf8(self._accepted))
+
+    def _say_how_to_subscribe(self, errors_: Iterable[GraphQLError]) -> None:
+        """In the words of an error: a subscription's answer is a stream, which the client has to ask for."""
+        ways = " or ".join(_ASKED_FOR[kind] for kind in (SSE, MULTIPART) if kind in self._options.streams)
+        for error in errors_:
+            cause = error.original_error
+            if ways and isinstance(cause, InvalidOperationTypeError) and cause.operation_type is _SUBSCRIPTION:
+                error.message = f"{error.message} without an Accept of {ways}"
 
     async def _stream(self, results: AsyncGenerator[ExecutionResult, None]) -> None:
         outlet = _OUTLETS[self._accepted](self, self._options.heartbeat)
@@ -199,6 +210,7 @@ class _Body(msgspec.Struct, frozen=True, rename={"operation_name": "operationNam
     extensions: dict[str, Any] | None = None
 
 
+_SUBSCRIPTION: Final = OperationType.SUBSCRIPTION
 _ALL: Final = frozenset(OperationType)
 _READS: Final = frozenset({OperationType.QUERY})
 _decode: Final = msgspec.json.Decoder(_Body).decode
@@ -207,11 +219,15 @@ _decode: Final = msgspec.json.Decoder(_Body).decode
 def parse_body(body: bytes) -> Operation:
     """A POST's. Raises Failure (invalid_request)."""
     try:
+        if too_deep(body):
+            raise RecursionError
         given = _decode(body)
     except msgspec.ValidationError as error:
         batch = body.lstrip()[:1] == b"["
         raise invalid("batches of operations are not taken" if batch else f"the body does not fit: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except RecursionError:
+        raise invalid("the body is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise invalid("the body is not valid JSON") from None
     return _operation(given)
 
@@ -220,10 +236,12 @@ def parse_query(query_string: bytes) -> Operation:
     """A GET's. Raises Failure (invalid_request)."""
     given: dict[str, Any] = dict(parse_qsl(query_string.decode("latin-1"), keep_blank_values=True))
     for name in ("variables", "extensions"):
-        text = given.get(name)
+        text = given.get(name, "")
+        if too_deep(text.encode()):
+            raise invalid(f"the parameter '{name}' is nested too deeply", name)
         try:
             given[name] = msgspec.json.decode(text) if text else None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise invalid(f"the parameter '{name}' is not valid JSON", name) from None
     try:
         return _operation(msgspec.convert(given, _Body))

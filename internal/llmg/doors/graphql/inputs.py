@@ -6,6 +6,7 @@ Absent and null are the same: a field that is not given is left to the model.
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, Final
@@ -17,6 +18,7 @@ from strawberry.scalars import JSON, Base64
 from llmg.core import request as core
 from llmg.core.errors import Failure, invalid
 from llmg.doors.graphql.scalars import Int64
+from llmg.wire.openai.requests import check_extra
 
 
 @strawberry.enum(description="Who speaks.")
@@ -295,9 +297,11 @@ _CHAT_RANGES: Final = (("n", "n", 1, 128), ("top_logprobs", "topLogprobs", 0, 20
 _SAMPLING_RANGES: Final = (
     ("temperature", "temperature", 0, 2),
     ("top_p", "topP", 0, 1),
+    ("top_k", "topK", -1, 2**31 - 1),
     ("min_p", "minP", 0, 1),
     ("frequency_penalty", "frequencyPenalty", -2, 2),
     ("presence_penalty", "presencePenalty", -2, 2),
+    ("repetition_penalty", "repetitionPenalty", 0, sys.float_info.max),
     ("max_tokens", "maxTokens", 1, 2**31 - 1),
 )
 _SAMPLING: Final = tuple(name for name in core.Sampling.__struct_fields__ if name != "logit_bias")
@@ -329,7 +333,7 @@ def decode_chat(given: ChatInput, *, stream: bool) -> core.Chat:
         user=_set(given.user),
         metadata=_strings(given.metadata) if _is_set(given.metadata) else UNSET,
         stream=stream,
-        extra=_object(given.extra, "extra") if _is_set(given.extra) else UNSET,
+        extra=_extra(given.extra) if _is_set(given.extra) else UNSET,
     )
 
 
@@ -345,7 +349,7 @@ def _set(value: Any) -> Any:
     return value if _is_set(value) else UNSET
 
 
-def _check_ranges(given: object, ranges: Iterable[tuple[str, str, int, int]], where: str) -> None:
+def _check_ranges(given: object, ranges: Iterable[tuple[str, str, float, float]], where: str) -> None:
     for name, shown, least, most in ranges:
         value = getattr(given, name)
         if _is_set(value) and not least <= value <= most:
@@ -357,6 +361,12 @@ def _object(value: Any, path: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _wrong(path, "expected an object")
     return value
+
+
+def _extra(value: Any) -> dict[str, Any]:
+    extra = _object(value, "extra")
+    check_extra(extra, "input.extra")
+    return extra
 
 
 def _strings(value: Any) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a document may ask: its tokens, depth and aliases; and documents that were found good are not checked again.
+"""What a document may ask: its length, tokens, depth, fields, aliases; one that was found good is not checked again.
 
 Fragments are counted as often as they are spread, each worked out once: to follow every spread anew would take a time
 that doubles with each fragment, and a cycle of them for ever.
@@ -7,7 +7,7 @@ that doubles with each fragment, and a cycle of them for ever.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from graphql import (
     DocumentNode,
@@ -22,15 +22,20 @@ from graphql import (
 from graphql.validation import NoSchemaIntrospectionCustomRule
 from strawberry.extensions import SchemaExtension
 
+_LONGEST: Final = 100 << 10  # characters: tokens may be of any length
+_FIELDS: Final = 500  # twice the usual introspection query's; validation takes their number's square
+_INTROSPECTION_DEPTH: Final = 30  # twice the usual query's
 _KEPT: Final = 128  # documents
 _LONGEST_KEPT: Final = 16 << 10  # characters
 
 
 class Size(NamedTuple):
-    """Of a selection: how deep its fields go, and how many of them have an alias."""
+    """Of a selection: how deep its fields go, and introspection's; how many there are, and how many have an alias."""
 
-    depth: int
-    aliases: int
+    depth: int = 0
+    introspection: int = 0
+    fields: int = 0
+    aliases: int = 0
 
 
 class Limits(NamedTuple):
@@ -42,18 +47,28 @@ class Limits(NamedTuple):
 
 
 def check(document: DocumentNode, limits: Limits) -> list[GraphQLError]:
-    """What is too much. Introspection does not count: it has a switch of its own."""
-    fragments = {d.name.value: d for d in document.definitions if isinstance(d, FragmentDefinitionNode)}
-    sizer = _Sizer(fragments)
-    errors = []
-    for operation in document.definitions:
-        if isinstance(operation, OperationDefinitionNode):
-            depth, aliases = sizer.of(operation.selection_set)
-            if depth > limits.depth:
-                errors.append(GraphQLError(f"the operation is {depth} deep; {limits.depth} is allowed", operation))
-            if aliases > limits.aliases:
-                errors.append(GraphQLError(f"{aliases} aliases; {limits.aliases} are allowed", operation))
-    return errors
+    """What is too much. Introspection is deep by nature, and has a depth of its own."""
+    sizer = _Sizer({d.name.value: d for d in document.definitions if isinstance(d, FragmentDefinitionNode)})
+    operations = [d for d in document.definitions if isinstance(d, OperationDefinitionNode)]
+    try:
+        return [
+            GraphQLError(message, operation)
+            for operation in operations
+            for message in _excesses(sizer.of(operation.selection_set), limits)
+        ]
+    except RecursionError:  # a chain of fragments
+        return [GraphQLError("the document is nested too deeply")]
+
+
+def _excesses(size: Size, limits: Limits) -> Iterator[str]:
+    if size.depth > limits.depth:
+        yield f"the operation is {size.depth} deep; {limits.depth} is allowed"
+    if size.introspection > _INTROSPECTION_DEPTH:
+        yield f"the introspection is {size.introspection} deep; {_INTROSPECTION_DEPTH} is allowed"
+    if size.fields > _FIELDS:
+        yield f"{size.fields} fields, those of fragments each time; {_FIELDS} are allowed"
+    if size.aliases > limits.aliases:
+        yield f"{size.aliases} aliases; {limits.aliases} are allowed"
 
 
 class _Sizer:
@@ -63,15 +78,25 @@ class _Sizer:
 
     def of(self, selection: SelectionSetNode | None) -> Size:
         sizes = [self._one(node) for node in selection.selections] if selection is not None else []
-        return Size(max([s.depth for s in sizes], default=0), sum([s.aliases for s in sizes]))
+        return Size(
+            max([s.depth for s in sizes], default=0),
+            max([s.introspection for s in sizes], default=0),
+            sum([s.fields for s in sizes]),
+            sum([s.aliases for s in sizes]),
+        )
+
+    def _field(self, node: FieldNode) -> Size:
+        depth, introspection, fields, aliases = self.of(node.selection_set)
+        if node.name.value.startswith("__"):
+            depth, introspection = 0, depth + 1
+        else:
+            depth += 1
+        return Size(depth, introspection, fields + 1, aliases + (node.alias is not None))
 
     def _one(self, node: object) -> Size:
         match node:
-            case FieldNode() if node.name.value.startswith("__"):
-                return Size(0, node.alias is not None)
             case FieldNode():
-                inner = self.of(node.selection_set)
-                return Size(inner.depth + 1, inner.aliases + (node.alias is not None))
+                return self._field(node)
             case InlineFragmentNode():
                 return self.of(node.selection_set)
             case FragmentSpreadNode():
@@ -80,10 +105,16 @@ class _Sizer:
 
     def _fragment(self, name: str) -> Size:
         if name not in self._known:
-            self._known[name] = Size(0, 0)  # in a cycle, which validation refuses
+            self._known[name] = Size()  # in a cycle, which validation refuses
             if name in self._fragments:
                 self._known[name] = self.of(self._fragments[name].selection_set)
         return self._known[name]
+
+
+def _is_ambiguous(document: DocumentNode) -> bool:
+    """Has it several operations? Where one of them has no name, validation refuses it, and says why."""
+    operations = [d for d in document.definitions if isinstance(d, OperationDefinitionNode)]
+    return len(operations) > 1 and all(operation.name for operation in operations)
 
 
 class Prepared:
@@ -115,7 +146,10 @@ class Preparing(SchemaExtension):
     def on_parse(self) -> Iterator[None]:
         """See SchemaExtension."""
         context = self.execution_context
-        context.parse_options["max_tokens"] = self._prepared.limits.tokens
+        options: Any = context.parse_options
+        options["max_tokens"] = self._prepared.limits.tokens
+        options["max_source_length"] = _LONGEST
+        options["allow_empty_selection_sets"] = False  # the specification's grammar has none; graphql-core's has
         context.graphql_document = self._prepared.find(context.query)
         yield
 
@@ -124,6 +158,12 @@ class Preparing(SchemaExtension):
         context = self.execution_context
         document = context.graphql_document
         assert document is not None, "it was parsed"
+        # Strawberry's own `operation_name` is the first operation's where the client names none.
+        if context._provided_operation_name is None and _is_ambiguous(document):
+            words = "the document has several operations: say which one by 'operationName'"
+            context.pre_execution_errors = [GraphQLError(words)]
+            yield
+            return
         if self._prepared.find(context.query) is document:
             context.pre_execution_errors = []
             yield

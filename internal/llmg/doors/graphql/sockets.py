@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from typing import Any, Final
 
 import msgspec
+from graphql import GraphQLError
 from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocket, WebSocketDisconnect
-from strawberry.asgi import GraphQL
-from strawberry.exceptions import ConnectionRejectionError
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+from strawberry.asgi import ASGIWebSocketAdapter, GraphQL
+from strawberry.http.exceptions import WebSocketDisconnected
 from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL, GRAPHQL_WS_PROTOCOL
 from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import BaseGraphQLTransportWSHandler
 from strawberry.subscriptions.protocols.graphql_ws.handlers import BaseGraphQLWSHandler
@@ -30,14 +31,35 @@ from llmg.doors.graphql.schema import Asking, Gateway, Schema
 from llmg.doors.http.draining import drain_of
 from llmg.doors.http.guard import refuse
 from llmg.doors.http.handshake import principal_of
+from llmg.services.admission import bearer
+from llmg.wire.openai.fields import too_deep
 from llmg.wire.websocket import Close
 
 TRANSPORT_WS: Final = GRAPHQL_TRANSPORT_WS_PROTOCOL
 LEGACY_WS: Final = GRAPHQL_WS_PROTOCOL
 PROTOCOLS: Final = (TRANSPORT_WS, LEGACY_WS)
 
+_FORBIDDEN: Final = 4403  # as graphql-transport-ws has it
+_KEYLESS: Final = (
+    "an API key is needed: send it in connection_init's payload, as 'authorization' (Bearer KEY) or 'apiKey'"
+)
+_LONGEST_REASON: Final = 123  # bytes, in a close frame (RFC 6455, 5.5)
+_TOO_DEEP: Final = "the message is nested too deeply"
 _WRONG_SHAPE: Final = (TypeError, AttributeError, ValueError)
 _GOING: Final = Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down")
+_TOO_MANY: Final = Failure(Kind.RATE_LIMITED, "too many operations are under way over this connection")
+
+
+class _Unknown(Exception):
+    """Nobody is let in by that `connection_init`."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class _TooDeep(Exception):
+    """A message's JSON goes down further than is looked at."""
 
 
 class _Leave:
@@ -86,17 +108,40 @@ class _Leave:
             await self._websocket.close(code=code, reason=reason)
 
 
-def _going(context: Asking) -> list[dict[str, Any]]:
-    """The errors of an operation that the drain has cut."""
-    found: list[dict[str, Any]] = errors.refusal(_GOING, context.gateway.admission.request_id())["errors"]
+class _Adapter(ASGIWebSocketAdapter):
+    """Strawberry's, for which a connection that we have closed ourselves is as gone as one that the client left."""
+
+    async def send_json(self, message: Mapping[str, object]) -> None:
+        """Raises WebSocketDisconnected."""
+        if self.ws.application_state is WebSocketState.DISCONNECTED:
+            raise WebSocketDisconnected
+        await super().send_json(message)
+
+    async def close(self, code: int, reason: str) -> None:
+        """With as much of the reason as there is room for: those that Strawberry gives may be of any length."""
+        await super().close(code, reason.encode(errors="replace")[:_LONGEST_REASON].decode(errors="ignore"))
+
+
+def _obstacle(leave: _Leave, id: str, running: Collection[str], most: int | None) -> Failure | None:
+    """Why no operation of that id is begun, beside those under way."""
+    if leave.begun:
+        return _GOING
+    if most is not None and len(running) >= most and id not in running:
+        return _TOO_MANY
+    return None
+
+
+def _refusal(context: Asking, failure: Failure) -> list[dict[str, Any]]:
+    """The errors of an operation that is not begun, or cut."""
+    found: list[dict[str, Any]] = errors.refusal(failure, context.gateway.admission.request_id())["errors"]
     return found
 
 
-async def _told(tell: Callable[[str], Awaitable[None]], operations: Iterable[str]) -> None:
-    """Tells each, if anybody is still there."""
-    with suppress(RuntimeError, WebSocketDisconnect):
+async def _told(tell: Callable[[str, Failure], Awaitable[None]], operations: Iterable[str]) -> None:
+    """Tells each that the drain has cut it, if anybody is still there."""
+    with suppress(RuntimeError, WebSocketDisconnected):
         for id in operations:
-            await tell(id)
+            await tell(id, _GOING)
 
 
 class _TransportHandler(BaseGraphQLTransportWSHandler[Asking, None]):
@@ -105,12 +150,28 @@ class _TransportHandler(BaseGraphQLTransportWSHandler[Asking, None]):
     async def handle(self) -> None:
         """One connection."""
         async with _Leave(self.websocket) as self.leave:
-            await super().handle()
+            try:
+                await super().handle()
+            except _TooDeep:
+                await self.handle_invalid_message(_TOO_DEEP)
+
+    @staticmethod
+    def _get_pre_execution_close_reason(error: GraphQLError) -> str | None:
+        """None: Strawberry would close the connection, with all of its operations, for one that can't be parsed."""
+        return None
+
+    async def handle_connection_init(self, message: Any) -> None:
+        """Who asks; the reason of the close is all that this protocol can tell of a refusal."""
+        try:
+            await super().handle_connection_init(message)
+        except _Unknown as unknown:
+            await self.websocket.close(code=_FORBIDDEN, reason=unknown.failure.message)
 
     async def handle_subscribe(self, message: Any) -> None:
-        """An operation; none is begun any more when the server drains."""
-        if self.leave.begun and self.connection_acknowledged:
-            await self._cut(message["id"])
+        """An operation; none is begun when the server drains, or beside too many others."""
+        obstacle = _obstacle(self.leave, message["id"], self.operations, self.max_subscriptions_per_connection)
+        if obstacle is not None and self.connection_acknowledged:
+            await self._refuse(message["id"], obstacle)
             return
         before = set(self.operations)
         await super().handle_subscribe(message)
@@ -119,15 +180,22 @@ class _TransportHandler(BaseGraphQLTransportWSHandler[Asking, None]):
             assert task is not None
             self.leave.watch(task)
 
-    async def _cut(self, id: str) -> None:
-        message: Any = {"type": "error", "id": id, "payload": _going(self.context)}
+    async def _refuse(self, id: str, failure: Failure) -> None:
+        message: Any = {"type": "error", "id": id, "payload": _refusal(self.context, failure)}
         await self.send_message(message)
 
     async def shutdown(self) -> None:
         """The connection ends; operations that the drain has cut are told so."""
-        if self.leave.begun:
-            await _told(self._cut, list(self.operations))
-        await super().shutdown()
+        try:
+            if self.leave.begun:
+                await _told(self._refuse, list(self.operations))
+        finally:
+            await super().shutdown()
+
+    async def handle_task_exception(self, error: Exception) -> None:
+        """Logs it; that the client has left is none."""
+        if not isinstance(error, WebSocketDisconnected):
+            await super().handle_task_exception(error)
 
     async def handle_message(self, message: Any) -> None:
         try:
@@ -146,6 +214,8 @@ class _LegacyHandler(BaseGraphQLWSHandler[Asking, None]):
             timer = loop.call_later(patience, self._init_is_late)
             try:
                 await super().handle()
+            except _TooDeep:
+                await self.websocket.close(code=Close.PROTOCOL_ERROR, reason=_TOO_DEEP)
             finally:
                 timer.cancel()
 
@@ -153,25 +223,37 @@ class _LegacyHandler(BaseGraphQLWSHandler[Asking, None]):
         if not self.connection_acknowledged:
             self.leave.close(4408, "Connection initialisation timeout")
 
+    async def handle_connection_init(self, message: Any) -> None:
+        """Who asks; a refusal is a message, and the reason of the close."""
+        try:
+            await super().handle_connection_init(message)
+        except _Unknown as unknown:
+            payload = errors.refusal(unknown.failure, self.context.gateway.admission.request_id())["errors"][0]
+            await self.send_message({"type": "connection_error", "payload": payload})
+            await self.websocket.close(code=_FORBIDDEN, reason=unknown.failure.message)
+
     async def handle_start(self, message: Any) -> None:
-        """An operation; none is begun any more when the server drains."""
-        if self.leave.begun and self.connection_acknowledged:
-            await self._cut(message["id"])
+        """An operation; none is begun when the server drains, or beside too many others."""
+        obstacle = _obstacle(self.leave, message["id"], self.tasks, self.max_subscriptions_per_connection)
+        if obstacle is not None and self.connection_acknowledged:
+            await self._refuse(message["id"], obstacle)
             return
         await super().handle_start(message)
         task = self.tasks.get(message["id"])
         if task is not None:
             self.leave.watch(task)
 
-    async def _cut(self, id: str) -> None:
-        message: Any = {"type": "error", "id": id, "payload": _going(self.context)[0]}
+    async def _refuse(self, id: str, failure: Failure) -> None:
+        message: Any = {"type": "error", "id": id, "payload": _refusal(self.context, failure)[0]}
         await self.send_message(message)
 
     async def cleanup(self) -> None:
         """The connection ends; operations that the drain has cut are told so."""
-        if self.leave.begun:
-            await _told(self._cut, list(self.tasks))
-        await super().cleanup()
+        try:
+            if self.leave.begun:
+                await _told(self._refuse, list(self.tasks))
+        finally:
+            await super().cleanup()
 
     async def handle_message(self, message: Any) -> None:
         try:
@@ -195,6 +277,8 @@ class _LegacyHandler(BaseGraphQLWSHandler[Asking, None]):
                         return
                     await self.send_data_message(result, operation_id)
             await self.send_message({"type": "complete", "id": operation_id})
+        except WebSocketDisconnected:
+            pass  # who asked has left; the results are closed
         finally:
             if self.tasks.get(operation_id) is asyncio.current_task():
                 del self.tasks[operation_id]
@@ -223,6 +307,7 @@ class _Connected(Asking):
 class Sockets(GraphQL[Asking, None]):
     """The WebSocket side of the door."""
 
+    websocket_adapter_class = _Adapter
     graphql_transport_ws_handler_class = _TransportHandler
     graphql_ws_handler_class = _LegacyHandler
 
@@ -264,8 +349,9 @@ class Sockets(GraphQL[Asking, None]):
             if not known or authorization is not None or api_key is not None:
                 context.principal = self._gateway.admission.principal(authorization, api_key)
         except Failure as failure:
-            error = errors.refusal(failure, self._gateway.admission.request_id())["errors"][0]
-            raise ConnectionRejectionError(error) from None
+            if not bearer(authorization, api_key):
+                failure.message = _KEYLESS
+            raise _Unknown(failure) from None
         return UNSET
 
     def encode_json(self, data: object) -> str:
@@ -274,9 +360,11 @@ class Sockets(GraphQL[Asking, None]):
 
     def decode_json(self, data: str | bytes) -> object:
         """See Strawberry's."""
+        if too_deep(data.encode() if isinstance(data, str) else data):
+            raise _TooDeep
         try:
             return msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise json.JSONDecodeError(str(error), "", 0) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NoReturn
 
 import grpc
@@ -83,7 +84,11 @@ def clipped(text: str, most: int) -> str:
 async def abort(
     context: grpc.aio.ServicerContext[Any, Any], failure: Failure, field: str | None, trailing: Metadata
 ) -> NoReturn:
-    """Ends the call with the failure's status, details and trailing metadata."""
+    """Ends the call with the failure's status, details and trailing metadata. Raises CancelledError if it has ended."""
     message = clipped(failure.message, _LONGEST_MESSAGE)
-    await context.abort(CODES[failure.kind], message, (*trailing, ("grpc-status-details-bin", details(failure, field))))
+    told = (*trailing, ("grpc-status-details-bin", details(failure, field)))
+    try:
+        await context.abort(CODES[failure.kind], message, told)
+    except grpc.aio.InternalError:  # whom it should be told has gone
+        raise asyncio.CancelledError from None
     raise AssertionError("abort raises")

@@ -13,13 +13,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection as reflecting
 from msgspec import Struct
 
-from llmg.doors.grpc.services import DESCRIPTORS, Chat, Embeddings, Inference, ModelList
+from llmg.doors.grpc.reading import Reading
+from llmg.doors.grpc.services import DESCRIPTORS, Chat, Embeddings, Inference, ModelList, decoder
 from llmg.gatewayapi.v1.chat_pb2_grpc import add_ChatServiceServicer_to_server
 from llmg.gatewayapi.v1.embeddings_pb2_grpc import add_EmbeddingServiceServicer_to_server
 from llmg.gatewayapi.v1.models_pb2_grpc import add_ModelServiceServicer_to_server
 from llmg.services.models import Models
 
 SERVICES: Final = tuple(service.full_name for service in DESCRIPTORS)
+OURS: Final = f"/{DESCRIPTORS[0].file.package}."  # what the names of our methods begin with
 # Seconds for the last words of calls that are over; and calls that never end by themselves (who watches our health,
 # or keeps reflection open) are not waited for any longer.
 LINGER: Final = 1.0
@@ -28,12 +30,14 @@ LINGER: Final = 1.0
 class Limits(Struct, frozen=True, kw_only=True):
     """What clients may take. Times in seconds; `calls` and `connection_age` 0: any.
 
-    `message` bytes of a request; `calls` at once, `streams` of them over one connection; `keepalive`: the silence after
-    which a client is asked for a sign of life, which must come within `keepalive_timeout`; `ping_interval`: how often
-    clients may ask us; `connection_age`: how long a connection may last.
+    `message` bytes of a request, which must arrive within `message_timeout`; `calls` at once of those who may ask,
+    `streams` of any kind over one connection; `keepalive`: the silence after which a client is asked for a sign of
+    life, which must come within `keepalive_timeout`; `ping_interval`: how often clients may ask us; `connection_age`:
+    how long a connection may last.
     """
 
     message: int = 32 << 20
+    message_timeout: float = 60.0
     calls: int = 0
     streams: int = 1000
     keepalive: float = 60.0
@@ -96,16 +100,17 @@ class GrpcServer:
     ) -> None:
         """`credentials`: for TLS. `reuse_port`: other processes listen at the same port."""
         self._inference = inference
+        inference.most = limits.calls
         self._credentials = credentials
         with polite_threads():
             self._server = grpc.aio.server(
                 options=(*limits.options(), ("grpc.so_reuseport", int(reuse_port))),
-                maximum_concurrent_rpcs=limits.calls or None,
+                interceptors=(Reading(inference, OURS, limits.message_timeout),),
             )
         self._health = health.aio.HealthServicer()
-        add_ChatServiceServicer_to_server(Chat(inference), self._server)
-        add_EmbeddingServiceServicer_to_server(Embeddings(inference), self._server)
-        add_ModelServiceServicer_to_server(ModelList(inference, models), self._server)
+        add_ChatServiceServicer_to_server(Chat(inference), self._server, decoder)
+        add_EmbeddingServiceServicer_to_server(Embeddings(inference), self._server, decoder)
+        add_ModelServiceServicer_to_server(ModelList(inference, models), self._server, decoder)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflecting.SERVICE_NAME)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from llmg.core.assemble import assemble
 from llmg.core.context import Context
-from llmg.core.errors import Failure, Kind, internal
+from llmg.core.errors import Failure, Kind, internal, invalid
 from llmg.core.events import Batch
 from llmg.core.request import Request
 from llmg.doors.grpc.errors import Metadata, abort
@@ -23,21 +23,25 @@ from llmg.gatewayapi.v1.embeddings_pb2_grpc import EmbeddingServiceServicer
 from llmg.gatewayapi.v1.models_pb2_grpc import ModelServiceServicer
 from llmg.ports import Provider
 from llmg.services.admission import Admission
+from llmg.services.failures import log_failure
 from llmg.services.models import Model, Models
-from llmg.wire.gateway import EventEncoder, decode_chat, decode_embed, encode_answer, encode_embeddings
+from llmg.wire.gateway import (
+    EventEncoder,
+    chat_path,
+    decode_chat,
+    decode_embed,
+    embed_path,
+    encode_answer,
+    encode_embeddings,
+)
 
 log = structlog.get_logger("llmg.grpc")
 
 _PAGES: Final = 1000  # models at the most in one page
-_NAME: Final = re.compile(r"\w+")
-_SAME: Final[Mapping[str, str]] = MappingProxyType({})
-_IN_CHAT: Final = MappingProxyType(
-    {field.name: f"chat.sampling.{field.name}" for field in chat_pb2.Sampling.DESCRIPTOR.fields}
-    | {field.name: f"chat.{field.name}" for field in chat_pb2.Chat.DESCRIPTOR.fields}
-)
-_IN_GET_MODEL: Final = MappingProxyType({"model": "id"})
 
 Call = grpc.aio.ServicerContext[Any, Any]
+# The message's own path of a field, by what pipelines call it.
+Place = Callable[[str], str]
 
 # Each file of ours has one service.
 DESCRIPTORS: Final = tuple(
@@ -51,13 +55,33 @@ class Inference:
     def __init__(self, pipeline: Provider, admission: Admission, door: str = "grpc") -> None:
         self.door = door
         self.admission = admission
-        self.calls: set[asyncio.Task[Any]] = set()  # in flight
-        self.cut: set[asyncio.Task[Any]] = set()  # of these, those that did not end in time
+        self.cut: set[asyncio.Task[Any]] = set()  # calls that did not end in time
+        self.most = 0  # calls at once, of those who have a key; 0: any
+        self._calls: set[asyncio.Task[Any]] = set()  # in flight
+        self._answering: set[_Answering] = set()  # whoever asks may do so
         self._pipeline = pipeline
 
-    def answering(self, call: Call, names: Mapping[str, str] = _SAME) -> _Answering:
-        """Lets the caller in. `names` are the message's own for fields of the request that it has elsewhere."""
-        return _Answering(self, call, names)
+    def begin(self) -> asyncio.Task[Any]:
+        """This task is a call, to its end."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        return task
+
+    def enter(self, answering: _Answering) -> None:
+        """One more is answered. Raises Failure (rate_limited)."""
+        if self.most and len(self._answering) >= self.most:  # RESOURCE_EXHAUSTED, as gRPC's own limits say
+            raise Failure(Kind.RATE_LIMITED, f"{self.most} calls are under way, and no more may be")
+        self._answering.add(answering)
+
+    def leave(self, answering: _Answering) -> None:
+        """It is over, if it was let in at all."""
+        self._answering.discard(answering)
+
+    def answering(self, request: object, call: Call, place: Place) -> _Answering:
+        """Lets the caller in, with a request that could be read."""
+        return _Answering(self, request, call, place)
 
     def open(self, request: Request, context: Context) -> Any:
         """The answer's events."""
@@ -73,11 +97,14 @@ class Inference:
 
     async def finish(self, grace: float) -> int:
         """Waits `grace` seconds for the calls in flight, and ends those that are left. How many they were."""
-        if self.calls:
-            await asyncio.wait(set(self.calls), timeout=grace)
-        left = set(self.calls)
-        self.cut |= left
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                while self._calls:
+                    await asyncio.wait(self._calls)
+        left = set(self._calls)
         for task in left:
+            self.cut.add(task)
+            task.add_done_callback(self.cut.discard)
             task.cancel()
         return len(left)
 
@@ -86,12 +113,13 @@ class _Answering:
     """One call, from who asks to its status: gives its context. Failures inside end the call; one that ends well says
     its way. (A class, because `asynccontextmanager` costs as much as the rest of it.)"""
 
-    __slots__ = ("_call", "_context", "_given", "_inference", "_names", "_task")
+    __slots__ = ("_call", "_context", "_given", "_inference", "_place", "_request", "_task")
 
-    def __init__(self, inference: Inference, call: Call, names: Mapping[str, str]) -> None:
+    def __init__(self, inference: Inference, request: object, call: Call, place: Place) -> None:
         self._inference = inference
+        self._request = request
         self._call = call
-        self._names = names
+        self._place = place
         self._given: dict[str, str | bytes] = dict(call.invocation_metadata() or ())
         self._context = inference.admission.context(
             inference.door,
@@ -105,11 +133,13 @@ class _Answering:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._inference.calls.add(task)
         try:
             self._context.principal = self._inference.admission.principal(
                 self._text("authorization"), self._text("x-api-key")
             )
+            self._inference.enter(self)
+            if isinstance(self._request, Failure):
+                raise self._request
         except BaseException as error:
             await self.__aexit__(None, error, None)
             raise
@@ -121,22 +151,14 @@ class _Answering:
             if error is None:
                 self._call.set_trailing_metadata(trailing(self._context))
             elif isinstance(error, Failure):
-                await self._abort(error, self._field(error.param))
+                await self._abort(error, None if error.param is None else self._place(error.param))
             elif isinstance(error, Exception):  # the rim: nothing may leave it as a stack trace
                 await self._abort(internal(error))
             elif isinstance(error, asyncio.CancelledError) and task in inference.cut:
                 task.uncancel()
                 await self._abort(Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"))
         finally:
-            inference.calls.discard(task)
-            inference.cut.discard(task)
-
-    def _field(self, param: str | None) -> str | None:
-        """The message's own path of what a pipeline calls `messages[0].role`."""
-        head = _NAME.match(param or "")
-        if param is None or head is None:
-            return param
-        return self._names.get(head[0], head[0]) + param[head.end() :]
+            inference.leave(self)
 
     def _text(self, name: str) -> str | None:
         value = self._given.get(name)
@@ -144,10 +166,16 @@ class _Answering:
 
     async def _abort(self, failure: Failure, field: str | None = None) -> None:
         context = self._context
-        if failure.detail is not None or failure.blame != "caller":
-            level = log.error if failure.kind is Kind.INTERNAL else log.warning
-            level(failure.message, kind=failure.kind.value, request_id=context.request_id, detail=failure.detail)
+        log_failure(log, failure, context.request_id)
         await abort(self._call, failure, field, trailing(context))
+
+
+async def _write(call: Call, message: Any) -> None:
+    """Sends a message. Raises CancelledError if the client has gone."""
+    try:
+        await call.write(message)
+    except grpc.aio.InternalError:  # it can be known here before gRPC cancels us
+        raise asyncio.CancelledError from None
 
 
 def trailing(context: Context) -> Metadata:
@@ -170,7 +198,7 @@ class Chat(ChatServiceServicer):
         self, request: chat_pb2.CreateChatCompletionRequest, context: Call
     ) -> chat_pb2.CreateChatCompletionResponse:
         """A whole answer."""
-        async with self._inference.answering(context, _IN_CHAT) as own:
+        async with self._inference.answering(request, context, _in_chat) as own:
             chat = decode_chat(request.chat, stream=False)
             return encode_answer(assemble(await self._inference.whole(chat, own)), chat.model)
 
@@ -181,7 +209,7 @@ class Chat(ChatServiceServicer):
 
         Written, not yielded: a generator that is left while it yields would not let go of the upstream.
         """
-        async with self._inference.answering(context, _IN_CHAT) as own:
+        async with self._inference.answering(request, context, _in_chat) as own:
             chat = decode_chat(request.chat, stream=True)
             encoder = EventEncoder(chat.model)
             begun = False
@@ -193,7 +221,7 @@ class Chat(ChatServiceServicer):
                     if not begun:  # in process, what is known by now goes into the head of the answer
                         begun = True
                         context.set_trailing_metadata(trailing(own))
-                    await context.write(message)
+                    await _write(context, message)
 
 
 class Embeddings(EmbeddingServiceServicer):
@@ -206,7 +234,7 @@ class Embeddings(EmbeddingServiceServicer):
         self, request: embeddings_pb2.CreateEmbeddingsRequest, context: Call
     ) -> embeddings_pb2.CreateEmbeddingsResponse:
         """Vectors for texts."""
-        async with self._inference.answering(context) as own:
+        async with self._inference.answering(request, context, embed_path) as own:
             embed = decode_embed(request)
             return encode_embeddings(assemble(await self._inference.whole(embed, own)), embed.model)
 
@@ -220,7 +248,7 @@ class ModelList(ModelServiceServicer):
 
     async def ListModels(self, request: models_pb2.ListModelsRequest, context: Call) -> models_pb2.ListModelsResponse:
         """A page of the models; the token is the name that the page before ended with."""
-        async with self._inference.answering(context):
+        async with self._inference.answering(request, context, _as_it_is):
             if request.page_size < 0:
                 raise Failure(Kind.INVALID_REQUEST, "invalid 'page_size': expected at least 0", param="page_size")
             later = [model for model in self._models.list() if model.id > request.page_token]
@@ -231,8 +259,34 @@ class ModelList(ModelServiceServicer):
 
     async def GetModel(self, request: models_pb2.GetModelRequest, context: Call) -> models_pb2.GetModelResponse:
         """One model."""
-        async with self._inference.answering(context, _IN_GET_MODEL):
+        async with self._inference.answering(request, context, _in_get_model):
             return models_pb2.GetModelResponse(model=_model(self._models.get(request.id)))
+
+
+def _in_chat(param: str) -> str:
+    path = chat_path(param)
+    return param if path is None else f"chat.{path}"
+
+
+def _in_get_model(param: str) -> str:
+    return "id" if param == "model" else param
+
+
+def _as_it_is(param: str) -> str:
+    return param
+
+
+def decoder(message: Any) -> Callable[[bytes], Any]:
+    """Reads messages of that class. Bytes that are none give a Failure: raised, gRPC would tell it its own way."""
+    parse = message.FromString
+
+    def decode(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return invalid("the request is not a valid message")
+
+    return decode
 
 
 def _model(model: Model) -> models_pb2.Model:

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind, internal
 from llmg.doors.http.leaving import Leaving
+from llmg.services.failures import log_failure
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -122,10 +123,7 @@ class Exchange(ABC):
 
     def report(self, failure: Failure) -> None:
         """To the log, what the client is not told."""
-        if failure.logged or (failure.detail is None and failure.blame == "caller"):
-            return
-        level = self.log.error if failure.kind is Kind.INTERNAL else self.log.warning
-        level(failure.message, kind=failure.kind.value, request_id=self.request_id, detail=failure.detail)
+        log_failure(self.log, failure, self.request_id)
 
 
 def way(context: Context) -> list[tuple[bytes, bytes]]:

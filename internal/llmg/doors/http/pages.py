@@ -28,6 +28,7 @@ _TYPES: Final = {
     "js": b"text/javascript; charset=utf-8",
     "json": b"application/json",
 }
+_WEIGHT: Final = re.compile(rb"q=(0(\.[0-9]*)?|1(\.0*)?)")  # RFC 9110, 12.4.2; of any length
 _FOREVER: Final = b"public, max-age=31536000, immutable"
 _ASK_AGAIN: Final = b"no-cache"
 # Only what this origin serves, and no script within a page itself.
@@ -89,11 +90,18 @@ async def _answer(send: Send, status: int, headers: list[tuple[bytes, bytes]], b
 
 def accepts(header: bytes, wanted: bytes) -> bool:
     """Does an `Accept` or `Accept-Encoding` name this one, and not with a weight of 0?"""
+    return weight(header, wanted) > 0
+
+
+def weight(header: bytes, *names: bytes) -> float:
+    """What an `Accept` or `Accept-Encoding` gives the first of these names that is in it: 0 to 1. None is: 0."""
+    weights: dict[bytes, float] = {}
     for item in header.lower().split(b","):
         name, *params = [part.strip() for part in item.split(b";")]
-        if name == wanted:
-            return not any(re.fullmatch(rb"q=0(\.0*)?", param) for param in params)
-    return False
+        if name not in weights:
+            found = [float(param[2:]) for param in params if _WEIGHT.fullmatch(param)]
+            weights[name] = found[0] if found else 1.0
+    return next((weights[name] for name in names if name in weights), 0.0)
 
 
 def from_browser(scope: Scope) -> bool:

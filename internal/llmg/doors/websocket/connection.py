@@ -24,6 +24,7 @@ from llmg.core.errors import Failure, Kind, internal, invalid
 from llmg.doors.http.draining import drain_of
 from llmg.ports import Provider
 from llmg.services.admission import Admission
+from llmg.services.failures import log_failure
 from llmg.wire import websocket as wire
 from llmg.wire.websocket import Close
 
@@ -168,8 +169,10 @@ class Connection:
     def _init(self, frame: wire.Init) -> Close | None:
         if self._greeted:
             raise wire.BadFrame(invalid("there was an init already", "type"))
+        if frame.key is None and self._principal is None:
+            return self._keyless()
         try:
-            if frame.key is not None or self._principal is None:
+            if frame.key is not None:
                 self._principal = self._admission.principal(None, frame.key)
         except Failure as failure:
             self._say(wire.encode_error(failure))
@@ -178,15 +181,18 @@ class Connection:
         self._say(wire.encode_frame(wire.Ready(self._options.max_message, self._options.max_requests)))
         return None
 
+    def _keyless(self) -> Close:
+        failure = Failure(Kind.UNAUTHENTICATED, "an API key is needed: send it as 'key' of an init frame")
+        self._say(wire.encode_error(failure))
+        return Close.UNAUTHORIZED
+
     def _init_is_late(self) -> None:
         if self._principal is None:
             self._hang_up(Close.INIT_TIMEOUT)
 
     def _start(self, frame: wire.Start) -> Close | None:
         if self._principal is None:
-            failure = Failure(Kind.UNAUTHENTICATED, "an API key is needed: send it as 'key' of an init frame")
-            self._say(wire.encode_error(failure))
-            return Close.UNAUTHORIZED
+            return self._keyless()
         if frame.id in self._requests:
             raise wire.BadFrame(invalid("invalid 'id': a request of that id is under way", "id"))
         if self._drain.begun:
@@ -237,14 +243,7 @@ class Connection:
         self._drained()
 
     def _failed(self, request: _Request, failure: Failure) -> str:
-        if not failure.logged and (failure.detail is not None or failure.blame != "caller"):
-            level = log.error if failure.kind is Kind.INTERNAL else log.warning
-            level(
-                failure.message,
-                kind=failure.kind.value,
-                request_id=request.context.request_id,
-                detail=failure.detail,
-            )
+        log_failure(log, failure, request.context.request_id)
         return wire.encode_error(failure, request.id, request.context.request_id)
 
     # --- what is said ----------------------------------------------------------------------------------------------

@@ -7,12 +7,12 @@ once more as plain dicts, which `split` parts into what we know and what we keep
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import Any, Final, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, inspect
 
 from llmg.core.errors import Failure, Kind, invalid
 
@@ -20,7 +20,12 @@ T = TypeVar("T")
 S = TypeVar("S", bound=Struct)
 
 _PATH = re.compile(r" - at `(?:\$|key in \$)\.?([^`]*)`$")
-_MISSING = re.compile(r"^Object missing required field `([^`]+)`")
+_NAMED = {  # what is wrong with the field that is named last
+    "it is required": re.compile(r"^Object missing required field `([^`]+)`"),
+    "there is no such field": re.compile(r"^Object contains unknown field `([^`]+)`"),
+}
+_NO_CHOICE = re.compile(r"^Invalid (?:enum )?value ")
+_STEP = re.compile(r"\w+|\[[^\]]*\]")
 
 # What a field of type Raw has when it is absent (msgspec takes `Raw | None` for None alone).
 NULL: Final = msgspec.Raw(b"null")
@@ -89,28 +94,55 @@ def convert(value: Any, kind: type[T], where: str = "") -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise refused(error, where) from None
+        raise refused(error, where, kind) from None
 
 
-def refused(error: msgspec.ValidationError, where: str = "") -> Failure:
-    """msgspec's word for a value that does not fit, as a Failure that names the field."""
+def refused(error: msgspec.ValidationError, where: str = "", kind: Any = None) -> Failure:
+    """msgspec's word for a value that does not fit that kind, as a Failure that names the field."""
     text = str(error)
     path = ""
     if found := _PATH.search(text):
         path = found[1].removesuffix("[...]")
         text = text[: found.start()]
-    if missing := _MISSING.match(text):
-        path = f"{path}.{missing[1]}" if path else missing[1]
-        text = "it is required"
+    for words, pattern in _NAMED.items():
+        if named := pattern.match(text):
+            path, text = _joined(path, named[1]), words
+    if (choice := _NO_CHOICE.match(text)) and (allowed := _allowed(kind, path)):
+        text = f"{text[choice.end() :]} is none of {', '.join(allowed)}"
     param = _joined(where, path)
     text = text[:1].lower() + text[1:]
     return Failure(Kind.INVALID_REQUEST, f"invalid '{param}': {text}" if param else text, param=param or None)
 
 
-def malformed(error: msgspec.DecodeError | RecursionError) -> Failure:
-    """A body that can't be read, as a Failure that names the field where there is one."""
+def _allowed(kind: Any, path: str) -> list[str]:
+    """The words among which a field of a kind, at that path, has its value."""
+    types = list(_flat([inspect.type_info(kind)]))
+    for step in _STEP.findall(path):
+        types = list(_flat(inner for outer in types for inner in _inside(outer, step)))
+    return [str(word) for type in types if isinstance(type, inspect.LiteralType) for word in type.values]
+
+
+def _flat(types: Iterable[inspect.Type]) -> Iterator[inspect.Type]:
+    for type in types:
+        if isinstance(type, inspect.UnionType):
+            yield from _flat(type.types)
+        else:
+            yield type
+
+
+def _inside(outer: inspect.Type, step: str) -> Iterator[inspect.Type]:
+    if isinstance(outer, inspect.ListType) and step.startswith("["):
+        yield outer.item_type
+    elif isinstance(outer, inspect.StructType):
+        if step == outer.tag_field:
+            yield inspect.LiteralType((outer.tag,))
+        yield from (field.type for field in outer.fields if field.encode_name == step)
+
+
+def malformed(error: msgspec.DecodeError | RecursionError, kind: Any = None) -> Failure:
+    """A body that can't be read as that kind, as a Failure that names the field where there is one."""
     if isinstance(error, msgspec.ValidationError):
-        return refused(error)
+        return refused(error, kind=kind)
     return invalid("the body is nested too deeply" if isinstance(error, RecursionError) else _not_json(error))
 
 

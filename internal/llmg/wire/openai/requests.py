@@ -6,7 +6,7 @@ differs from what was decoded (`encode_chat`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -130,7 +130,7 @@ class _Tool(_Strict):
 
 
 class _Named(_Strict):
-    name: str
+    name: NonEmpty
 
 
 class _NamedChoice(_Strict):
@@ -175,13 +175,13 @@ class _Chat(Struct):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0)] | None = None
+    logit_bias: dict[str, float] | None = None
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     stop: str | list[str] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     reasoning_effort: str | None = None
@@ -198,6 +198,17 @@ _tools = msgspec.json.Decoder(list[_Tool]).decode
 _plain = msgspec.json.decode
 
 
+def check_extra(extra: Mapping[str, Any], where: str) -> None:
+    """Raises Failure (invalid_request) for what is no extra, but a field of a chat that we have a name for.
+
+    It is named below `where`. (It would go past all that looks at the field: routes, ranges, allow lists.)
+    """
+    for name in extra:
+        if name in _KNOWN:
+            path = f"{where}.{name}"
+            raise invalid(f"invalid '{path}': what the request's own fields say can't be given here", path)
+
+
 class ChatRequest(Struct, frozen=True):
     """A decoded request, and what of it concerns the door alone: does the client want a stream's usage?"""
 
@@ -210,7 +221,7 @@ def decode_chat(body: bytes) -> ChatRequest:
     try:
         return _decode_chat(body)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise malformed(error) from None
+        raise malformed(error, _Chat) from None
 
 
 def _decode_chat(body: bytes) -> ChatRequest:
@@ -241,6 +252,15 @@ def _decode_chat(body: bytes) -> ChatRequest:
     return ChatRequest(Chat(*values, Origin(DIALECT, fields, values)), bool(options and options.include_usage))
 
 
+def _biases(given: dict[str, float] | None) -> dict[str, float] | UnsetType:
+    if given is None:
+        return UNSET
+    for token, bias in given.items():  # msgspec would not say which
+        if not -100 <= bias <= 100:
+            raise invalid(f"invalid 'logit_bias.{token}': expected -100 to 100", f"logit_bias.{token}")
+    return given
+
+
 def _given(value: Any) -> Any:
     return UNSET if value is None else value
 
@@ -261,7 +281,7 @@ def _decode_sampling(given: _Chat) -> Sampling:
         frequency_penalty=_given(given.frequency_penalty),
         presence_penalty=_given(given.presence_penalty),
         repetition_penalty=_given(given.repetition_penalty),
-        logit_bias=_given(given.logit_bias),
+        logit_bias=_biases(given.logit_bias),
         max_tokens=_given(limit),
     )
 
@@ -585,7 +605,7 @@ def _encode_stream(chat: Chat, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encode_extra(chat: Chat, _: dict[str, Any]) -> dict[str, Any]:
-    return {} if chat.extra is UNSET else chat.extra
+    return {} if chat.extra is UNSET else {k: v for k, v in chat.extra.items() if k not in _KNOWN}
 
 
 def _same(name: str) -> Callable[[Chat, dict[str, Any]], dict[str, Any]]:
