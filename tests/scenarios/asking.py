@@ -94,8 +94,10 @@ class Served(ABC):
     """A server with the door."""
 
     @abstractmethod
-    def client(self, *, key: str | None = None, slow: bool = False) -> AbstractAsyncContextManager[Client]:
-        """Comes to the door. `slow`: with as little room for what is not read as can be."""
+    def client(
+        self, *, key: str | None = None, session: str | None = None, slow: bool = False
+    ) -> AbstractAsyncContextManager[Client]:
+        """Comes to the door, with a key and a session. `slow`: with as little room for what is not read as can be."""
 
     @abstractmethod
     async def drain(self, grace: float) -> None:

@@ -53,6 +53,16 @@ async def test_the_right_key(door: Door) -> None:
 
 
 @through_each
+async def test_a_session(door: Door) -> None:
+    provider = Scripted(saying("hi"))
+    async with at(door, provider, session="s-1") as client:
+        assert (await client.ask(asked())).failure is None
+    async with at(door, provider) as client:
+        assert (await client.ask(asked())).failure is None
+    assert [call.context.session for call in provider.calls] == ["s-1", None]
+
+
+@through_each
 async def test_a_deadline_that_passes(door: Door) -> None:
     provider = Scripted(Script(at_enter=Gate()))
     within = Timeouts(provider, Limits(first_event=PATIENCE, idle=PATIENCE, total=PATIENCE))

@@ -67,7 +67,9 @@ DECODE: dict[str, Any] = {
     "delta": lambda g: Delta(g.choice, g.part, g.data or g.text, _logprobs(g.logprobs)),
     "annotated": lambda g: Annotated(g.choice, g.part, json_format.MessageToDict(g.annotation)),
     "closed": lambda g: Closed(g.choice, g.part),
-    "finished": lambda g: Finished(g.choice, FINISH_REASONS[g.reason], _set(g, "native_reason")),
+    "finished": lambda g: Finished(
+        g.choice, FINISH_REASONS[g.reason], _set(g, "native_reason"), _set(g, "stop_sequence")
+    ),
     "usage": usage,
     "notice": lambda g: Notice(g.kind, json_format.MessageToDict(g.data)),
 }
@@ -86,7 +88,14 @@ def whole(given: pb.ChatCompletion) -> list[Event]:
             if said := part.data or part.text:
                 out.append(Delta(choice.index, number, said, _logprobs(part.logprobs)))
             out.append(Closed(choice.index, number))
-        out.append(Finished(choice.index, FINISH_REASONS[choice.finish_reason], _set(choice, "native_reason")))
+        out.append(
+            Finished(
+                choice.index,
+                FINISH_REASONS[choice.finish_reason],
+                _set(choice, "native_reason"),
+                _set(choice, "stop_sequence"),
+            )
+        )
     if given.HasField("usage"):
         out.append(usage(given.usage))
     return out

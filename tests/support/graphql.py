@@ -13,7 +13,7 @@ from llmg.core.usage import Usage
 
 _LOGPROBS = "logprobs { token logprob bytes top { token logprob bytes } }"
 _USAGE = """inputTokens outputTokens cachedTokens cacheWrittenTokens reasoningTokens inputAudioTokens outputAudioTokens
-  acceptedPredictionTokens rejectedPredictionTokens estimated"""
+  acceptedPredictionTokens rejectedPredictionTokens estimated final"""
 STREAM = f"""subscription ($input: ChatInput!, $timeout: Float) {{
   chatCompletion(input: $input, timeout: $timeout) {{ events {{ __typename
   ... on Started {{ id created model systemFingerprint serviceTier }}
@@ -21,14 +21,14 @@ STREAM = f"""subscription ($input: ChatInput!, $timeout: Float) {{
   ... on Delta {{ choice part text data {_LOGPROBS} }}
   ... on Annotated {{ choice part annotation }}
   ... on Closed {{ choice part }}
-  ... on Finished {{ choice reason nativeReason }}
+  ... on Finished {{ choice reason nativeReason stopSequence }}
   ... on Usage {{ {_USAGE} }}
   ... on Notice {{ noticeKind: kind noticeData: data }}
 }} }} }}"""
 WHOLE = f"""mutation ($input: ChatInput!, $timeout: Float) {{
   createChatCompletion(input: $input, timeout: $timeout) {{
   id created model systemFingerprint serviceTier
-  choices {{ index finishReason nativeReason parts {{ kind text data toolId: id name {_LOGPROBS} }} }}
+  choices {{ index finishReason nativeReason stopSequence parts {{ kind text data toolId: id name {_LOGPROBS} }} }}
   usage {{ {_USAGE} }}
 }} }}"""
 
@@ -77,6 +77,7 @@ def usage(given: dict[str, Any]) -> Usage:
         accepted_prediction_tokens=given["acceptedPredictionTokens"],
         rejected_prediction_tokens=given["rejectedPredictionTokens"],
         source="estimated" if given["estimated"] else "upstream",
+        final=given["final"],
     )
 
 
@@ -102,7 +103,7 @@ _DECODE: dict[str, Any] = {
     "Delta": lambda g: Delta(g["choice"], g["part"], _said(g), _logprobs(g["logprobs"])),
     "Annotated": lambda g: Annotated(g["choice"], g["part"], g["annotation"]),
     "Closed": lambda g: Closed(g["choice"], g["part"]),
-    "Finished": lambda g: Finished(g["choice"], g["reason"].lower(), _set(g, "nativeReason")),
+    "Finished": lambda g: Finished(g["choice"], g["reason"].lower(), _set(g, "nativeReason"), _set(g, "stopSequence")),
     "Usage": usage,
     "Notice": lambda g: Notice(g["noticeKind"], g["noticeData"]),
 }
@@ -117,7 +118,14 @@ def whole(given: dict[str, Any]) -> list[Event]:
             if said := _said(part):
                 out.append(Delta(choice["index"], number, said, _logprobs(part["logprobs"])))
             out.append(Closed(choice["index"], number))
-        out.append(Finished(choice["index"], choice["finishReason"].lower(), _set(choice, "nativeReason")))
+        out.append(
+            Finished(
+                choice["index"],
+                choice["finishReason"].lower(),
+                _set(choice, "nativeReason"),
+                _set(choice, "stopSequence"),
+            )
+        )
     if given["usage"] is not None:
         out.append(usage(given["usage"]))
     return out

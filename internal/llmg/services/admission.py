@@ -88,9 +88,11 @@ class Admission:
         principal: Principal = ANONYMOUS,
         *,
         traceparent: str | None = None,
+        session: str | None = None,
         remaining: float | None = None,
     ) -> Context:
-        """The context of one request. `remaining`: seconds to its deadline, which is LONGEST away at most."""
+        """The context of one request. `session`: what it belongs to, in the client's own words (`x-llmg-session`).
+        `remaining`: seconds to its deadline, which is LONGEST away at most."""
         return Context(
             id=self._ids.new(),
             request_id=request_id,
@@ -99,6 +101,7 @@ class Admission:
             principal=principal,
             deadline=None if remaining is None else self._clock.monotonic() + min(remaining, LONGEST),
             traceparent=traceparent,
+            session=session,
             trail=[],
             observer=self._observer,
         )

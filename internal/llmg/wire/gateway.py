@@ -381,7 +381,7 @@ def _event(event: Event, add: Callable[[], pb.ChatEvent], model: str) -> None:
         case Finished():
             finished = add().finished
             finished.choice, finished.reason = event.choice, REASONS[event.reason]
-            _put(finished, native_reason=event.native_reason)
+            _put(finished, native_reason=event.native_reason, stop_sequence=event.stop_sequence)
         case Started():
             started = add().started
             started.id, started.created, started.model = event.id, event.created, model
@@ -445,6 +445,7 @@ def encode_usage(usage: Usage) -> pb.Usage:
         accepted_prediction_tokens=usage.accepted_prediction_tokens,
         rejected_prediction_tokens=usage.rejected_prediction_tokens,
         estimated=usage.source == "estimated",
+        final=usage.final,
     )
 
 
@@ -465,7 +466,7 @@ def encode_answer(answer: Answer, model: str) -> pb.CreateChatCompletionResponse
 
 def _choice(out: pb.Choice, choice: AnswerChoice) -> None:
     out.index, out.finish_reason = choice.index, REASONS[choice.reason]
-    _put(out, native_reason=choice.native_reason)
+    _put(out, native_reason=choice.native_reason, stop_sequence=choice.stop_sequence)
     for part in choice.parts:
         _answer_part(out.parts.add(), part)
 

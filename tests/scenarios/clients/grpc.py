@@ -69,10 +69,11 @@ def _refused(error: grpc.aio.AioRpcError) -> Told:
 class GrpcClient(Client):
     """A channel."""
 
-    def __init__(self, door: GrpcDoor, stream: bool, key: str | None) -> None:
+    def __init__(self, door: GrpcDoor, stream: bool, key: str | None, session: str | None) -> None:
         self._door = door
         self._stream = stream
-        self._metadata = () if key is None else (("authorization", f"Bearer {key}"),)
+        given = {"authorization": None if key is None else f"Bearer {key}", "x-llmg-session": session}
+        self._metadata = tuple((name, value) for name, value in given.items() if value is not None)
 
     @asynccontextmanager
     async def begin(self, asked: Asked, *, timeout: float | None = None) -> AsyncIterator[Reading]:
@@ -98,9 +99,11 @@ class GrpcServed(Served):
         self._stream = stream
 
     @asynccontextmanager
-    async def client(self, *, key: str | None = None, slow: bool = False) -> AsyncIterator[Client]:
+    async def client(
+        self, *, key: str | None = None, session: str | None = None, slow: bool = False
+    ) -> AsyncIterator[Client]:
         """See Served. gRPC's own window is all the room there is."""
-        yield GrpcClient(self._door, self._stream, key)
+        yield GrpcClient(self._door, self._stream, key, session)
 
     async def drain(self, grace: float) -> None:
         """See Served."""

@@ -67,13 +67,15 @@ class HttpReading(Reading):
 class HttpClient(Client):
     """Each request has a connection of its own."""
 
-    def __init__(self, doors: HttpDoors, posted: Posted, key: str | None, slow: bool) -> None:
+    def __init__(self, doors: HttpDoors, posted: Posted, key: str | None, session: str | None, slow: bool) -> None:
         self._doors = doors
         self._posted = posted
         self._slow = slow
         self._headers = {"Content-Type": "application/json", **posted.headers}
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key}"
+        if session is not None:
+            self._headers["X-Llmg-Session"] = session
 
     @asynccontextmanager
     async def begin(self, asked: Asked, *, timeout: float | None = None) -> AsyncIterator[Reading]:
@@ -94,9 +96,11 @@ class HttpServed(Served):
         self._posted = posted
 
     @asynccontextmanager
-    async def client(self, *, key: str | None = None, slow: bool = False) -> AsyncIterator[Client]:
+    async def client(
+        self, *, key: str | None = None, session: str | None = None, slow: bool = False
+    ) -> AsyncIterator[Client]:
         """See Served."""
-        yield HttpClient(self._doors, self._posted, key, slow)
+        yield HttpClient(self._doors, self._posted, key, session, slow)
 
     async def drain(self, grace: float) -> None:
         """See Served."""

@@ -88,9 +88,12 @@ class PythonServed(Served):
         self._stream = stream
 
     @asynccontextmanager
-    async def client(self, *, key: str | None = None, slow: bool = False) -> AsyncIterator[Client]:
+    async def client(
+        self, *, key: str | None = None, session: str | None = None, slow: bool = False
+    ) -> AsyncIterator[Client]:
         """See Served. gRPC's own window is all the room there is."""
-        async with PythonClient(self._door.address, api_key=key) as client:
+        metadata = {} if session is None else {"x-llmg-session": session}
+        async with PythonClient(self._door.address, api_key=key, metadata=metadata) as client:
             yield PythonSpeaker(client, self._stream)
 
     async def drain(self, grace: float) -> None:

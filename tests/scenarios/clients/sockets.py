@@ -138,10 +138,11 @@ class Speaker(Client):
     protocol: ClassVar[str]
     reading: ClassVar[type[SocketReading]]
 
-    def __init__(self, doors: HttpDoors, key: str | None, slow: bool) -> None:
+    def __init__(self, doors: HttpDoors, key: str | None, session: str | None, slow: bool) -> None:
         self._url = "ws://{}:{}{}".format(*doors.address, self.path)
         self._address = doors.address
-        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        given = {"Authorization": None if key is None else f"Bearer {key}", "X-Llmg-Session": session}
+        self._headers = {name: value for name, value in given.items() if value is not None}
         self._slow = slow
 
     @asynccontextmanager
@@ -255,9 +256,11 @@ class SocketServed(Served):
         self._speaker = speaker
 
     @asynccontextmanager
-    async def client(self, *, key: str | None = None, slow: bool = False) -> AsyncIterator[Client]:
+    async def client(
+        self, *, key: str | None = None, session: str | None = None, slow: bool = False
+    ) -> AsyncIterator[Client]:
         """See Served."""
-        yield self._speaker(self._doors, key, slow)
+        yield self._speaker(self._doors, key, session, slow)
 
     async def drain(self, grace: float) -> None:
         """See Served."""

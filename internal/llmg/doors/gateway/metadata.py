@@ -25,7 +25,7 @@ _PREFIX: Final = b"grpc-metadata-"
 _TIMEOUT: Final = b"grpc-timeout"
 _OWN_TIMEOUT: Final = b"x-llmg-timeout"
 # What passes under its own name.
-_OWN: Final = frozenset({b"authorization", b"x-api-key", b"traceparent", b"tracestate", b"baggage"})
+_OWN: Final = frozenset({b"authorization", b"x-api-key", b"traceparent", b"tracestate", b"baggage", b"x-llmg-session"})
 # IANA's permanent headers, which clients and proxies set: passed with a prefix.
 _PERMANENT: Final = frozenset(
     {

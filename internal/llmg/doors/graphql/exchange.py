@@ -67,6 +67,7 @@ class Exchange(http.Exchange):
         self._schema = schema
         self._options = options
         self._asking = Asking(gateway, self.request_id, self.header(b"traceparent"))
+        self._asking.session = self.header(b"x-llmg-session")
         self._accepted = accepted(self.header(b"accept") or "", options.streams)
 
     async def handle(self) -> None:

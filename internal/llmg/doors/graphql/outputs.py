@@ -89,6 +89,7 @@ class Usage:
     accepted_prediction_tokens: int = strawberry.field(description="Predicted tokens that came true.")
     rejected_prediction_tokens: int = strawberry.field(description="Predicted tokens that did not.")
     estimated: bool = strawberry.field(description="Counted by us, as the upstream did not say.")
+    final: bool = strawberry.field(description="In a stream: no later count comes.")
 
 
 @strawberry.type(description="A piece of an answer.")
@@ -113,6 +114,9 @@ class Choice:
     finish_reason: FinishReason = strawberry.field(description="Why it ended.")
     native_reason: str | None = strawberry.field(
         description="The upstream's own word for it, where it is none of ours."
+    )
+    stop_sequence: str | None = strawberry.field(
+        description="Which of the request's stop texts ended it, where the upstream says.", default=None
     )
 
 
@@ -207,6 +211,9 @@ class Finished:
     native_reason: str | None = strawberry.field(
         description="The upstream's own word for it, where it is none of ours."
     )
+    stop_sequence: str | None = strawberry.field(
+        description="Which of the request's stop texts ended it, where the upstream says.", default=None
+    )
 
 
 @strawberry.type(description="Something about the answer that is not of it.")
@@ -287,7 +294,10 @@ class EventEncoder:
                 return Closed(choice=event.choice, part=event.part)
             case events.Finished():
                 return Finished(
-                    choice=event.choice, reason=REASONS[event.reason], native_reason=_put(event.native_reason)
+                    choice=event.choice,
+                    reason=REASONS[event.reason],
+                    native_reason=_put(event.native_reason),
+                    stop_sequence=_put(event.stop_sequence),
                 )
             case events.Started():
                 return Started(
@@ -347,6 +357,7 @@ def _usage(usage: CoreUsage) -> Usage:
         accepted_prediction_tokens=usage.accepted_prediction_tokens,
         rejected_prediction_tokens=usage.rejected_prediction_tokens,
         estimated=usage.source == "estimated",
+        final=usage.final,
     )
 
 
@@ -371,6 +382,7 @@ def _choice(choice: assemble.Choice) -> Choice:
         parts=[_part(part) for part in choice.parts],
         finish_reason=REASONS[choice.reason],
         native_reason=_put(choice.native_reason),
+        stop_sequence=_put(choice.stop_sequence),
     )
 
 

@@ -58,12 +58,13 @@ class Gateway:
 class Asking:
     """Who asks: one HTTP request, or one WebSocket connection, whose operations have request ids of their own."""
 
-    __slots__ = ("connection_params", "gateway", "last", "principal", "request_id", "traceparent")
+    __slots__ = ("connection_params", "gateway", "last", "principal", "request_id", "session", "traceparent")
 
     def __init__(self, gateway: Gateway, request_id: str | None, traceparent: str | None) -> None:
         self.gateway = gateway
         self.request_id = request_id
         self.traceparent = traceparent
+        self.session: str | None = None
         self.principal = ANONYMOUS
         self.last: Context | None = None  # of the last operation
         self.connection_params: object = None  # strawberry sets it, with connection_init's payload
@@ -74,7 +75,7 @@ class Asking:
         admission = self.gateway.admission
         request_id = self.request_id or admission.request_id()
         context = admission.context(
-            "graphql", request_id, self.principal, traceparent=self.traceparent, remaining=timeout
+            "graphql", request_id, self.principal, traceparent=self.traceparent, session=self.session, remaining=timeout
         )
         self.last = context
         try:

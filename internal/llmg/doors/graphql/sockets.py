@@ -339,7 +339,9 @@ class Sockets(GraphQL[Asking, None]):
             await refuse(failure, scope, receive, send)
             return
         websocket = WebSocket(scope, receive=receive, send=send)
-        await self.run(websocket, context=_Connected(self._gateway, websocket.headers.get("traceparent"), principal))
+        context = _Connected(self._gateway, websocket.headers.get("traceparent"), principal)
+        context.session = websocket.headers.get("x-llmg-session")
+        await self.run(websocket, context=context)
 
     async def on_ws_connect(self, context: Asking) -> Any:
         """See Strawberry's: who asks, if the payload of `connection_init` says so, or has to."""

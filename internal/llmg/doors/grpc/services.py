@@ -125,6 +125,7 @@ class _Answering:
             inference.door,
             inference.admission.request_id(self._text("x-request-id")),
             traceparent=self._text("traceparent"),
+            session=self._text("x-llmg-session"),
             remaining=call.time_remaining(),
         )
         self._task: asyncio.Task[Any]

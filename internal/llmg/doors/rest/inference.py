@@ -51,6 +51,7 @@ class Inference(Guarded):
             exchange.request_id,
             principal,
             traceparent=exchange.header(b"traceparent"),
+            session=exchange.header(b"x-llmg-session"),
             remaining=seconds(exchange.header(b"x-llmg-timeout")),
         )
         return context

@@ -75,6 +75,7 @@ class Connection:
         self._offered: list[str] = list(scope.get("subprotocols") or ())
         headers = dict(scope["headers"])
         self._traceparent = headers[b"traceparent"].decode("latin-1") if b"traceparent" in headers else None
+        self._session = headers[b"x-llmg-session"].decode("latin-1") if b"x-llmg-session" in headers else None
         self._receive = receive
         self._send = send
         self._pipeline = pipeline
@@ -205,6 +206,7 @@ class Connection:
             self._admission.request_id(),
             self._principal,
             traceparent=self._traceparent,
+            session=self._session,
             remaining=frame.timeout,
         )
         request = self._requests[frame.id] = _Request(frame.id, context)

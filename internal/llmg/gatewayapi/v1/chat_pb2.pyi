@@ -338,16 +338,18 @@ class ChatCompletion(_message.Message):
     def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., model: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., system_fingerprint: _Optional[str] = ..., service_tier: _Optional[str] = ...) -> None: ...
 
 class Choice(_message.Message):
-    __slots__ = ("index", "parts", "finish_reason", "native_reason")
+    __slots__ = ("index", "parts", "finish_reason", "native_reason", "stop_sequence")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     NATIVE_REASON_FIELD_NUMBER: _ClassVar[int]
+    STOP_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     index: int
     parts: _containers.RepeatedCompositeFieldContainer[AnswerPart]
     finish_reason: FinishReason
     native_reason: str
-    def __init__(self, index: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[AnswerPart, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., native_reason: _Optional[str] = ...) -> None: ...
+    stop_sequence: str
+    def __init__(self, index: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[AnswerPart, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., native_reason: _Optional[str] = ..., stop_sequence: _Optional[str] = ...) -> None: ...
 
 class AnswerPart(_message.Message):
     __slots__ = ("kind", "text", "data", "id", "name", "logprobs")
@@ -378,7 +380,7 @@ class TokenLogprob(_message.Message):
     def __init__(self, token: _Optional[str] = ..., logprob: _Optional[float] = ..., bytes: _Optional[bytes] = ..., top: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("input_tokens", "output_tokens", "cached_tokens", "cache_written_tokens", "reasoning_tokens", "input_audio_tokens", "output_audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens", "estimated")
+    __slots__ = ("input_tokens", "output_tokens", "cached_tokens", "cache_written_tokens", "reasoning_tokens", "input_audio_tokens", "output_audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens", "estimated", "final")
     INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -389,6 +391,7 @@ class Usage(_message.Message):
     ACCEPTED_PREDICTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REJECTED_PREDICTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ESTIMATED_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
     input_tokens: int
     output_tokens: int
     cached_tokens: int
@@ -399,7 +402,8 @@ class Usage(_message.Message):
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
     estimated: bool
-    def __init__(self, input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., cache_written_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., input_audio_tokens: _Optional[int] = ..., output_audio_tokens: _Optional[int] = ..., accepted_prediction_tokens: _Optional[int] = ..., rejected_prediction_tokens: _Optional[int] = ..., estimated: _Optional[bool] = ...) -> None: ...
+    final: bool
+    def __init__(self, input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., cache_written_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., input_audio_tokens: _Optional[int] = ..., output_audio_tokens: _Optional[int] = ..., accepted_prediction_tokens: _Optional[int] = ..., rejected_prediction_tokens: _Optional[int] = ..., estimated: _Optional[bool] = ..., final: _Optional[bool] = ...) -> None: ...
 
 class ChatEvent(_message.Message):
     __slots__ = ("started", "opened", "delta", "annotated", "closed", "finished", "usage", "notice")
@@ -482,14 +486,16 @@ class Closed(_message.Message):
     def __init__(self, choice: _Optional[int] = ..., part: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("choice", "reason", "native_reason")
+    __slots__ = ("choice", "reason", "native_reason", "stop_sequence")
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     NATIVE_REASON_FIELD_NUMBER: _ClassVar[int]
+    STOP_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     choice: int
     reason: FinishReason
     native_reason: str
-    def __init__(self, choice: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., native_reason: _Optional[str] = ...) -> None: ...
+    stop_sequence: str
+    def __init__(self, choice: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., native_reason: _Optional[str] = ..., stop_sequence: _Optional[str] = ...) -> None: ...
 
 class Notice(_message.Message):
     __slots__ = ("kind", "data")

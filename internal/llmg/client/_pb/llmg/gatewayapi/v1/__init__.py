@@ -627,6 +627,11 @@ class Choice(betterproto2.Message):
     The upstream's own word for it, where it is none of ours.
     """
 
+    stop_sequence: "str | None" = betterproto2.field(5, betterproto2.TYPE_STRING, optional=True)
+    """
+    Which of the request's stop texts ended it, where the upstream says.
+    """
+
 
 default_message_pool.register_message("llmg.gatewayapi.v1", "Choice", Choice)
 
@@ -894,6 +899,11 @@ class Finished(betterproto2.Message):
     native_reason: "str | None" = betterproto2.field(3, betterproto2.TYPE_STRING, optional=True)
     """
     The upstream's own word for it, where it is none of ours.
+    """
+
+    stop_sequence: "str | None" = betterproto2.field(4, betterproto2.TYPE_STRING, optional=True)
+    """
+    Which of the request's stop texts ended it, where the upstream says.
     """
 
 
@@ -1586,6 +1596,11 @@ class Usage(betterproto2.Message):
     estimated: "bool" = betterproto2.field(10, betterproto2.TYPE_BOOL)
     """
     Counted by us, as the upstream did not say.
+    """
+
+    final: "bool" = betterproto2.field(11, betterproto2.TYPE_BOOL)
+    """
+    In a stream: no later count comes.
     """
 
 
