@@ -13,6 +13,7 @@ with another number of them than upstream sent is an error; the first one is tol
 
 import asyncio
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any, Protocol, Self
@@ -87,7 +88,7 @@ class GrpcClient:
         return pb.Chat(model="mock", messages=[pb.Message(role=pb.ROLE_USER, parts=parts)], user=user)
 
 
-class HttpClient:
+class HttpClient(ABC):
     """Asks with a POST of JSON; the answer is whole or server-sent events."""
 
     word = b'"tok'
@@ -106,9 +107,9 @@ class HttpClient:
     async def __aexit__(self, *exc: object) -> None:
         await self._session.close()
 
+    @abstractmethod
     def request(self, user: str) -> dict[str, Any]:
         """The body."""
-        raise NotImplementedError
 
     def _post(self, path: str, user: str, accept: str) -> Any:
         headers = {"content-type": "application/json", "accept": accept}
