@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from llmg.boot.system import SystemClock
 from llmg.core.context import Context
 from llmg.core.errors import Kind
 from llmg.core.events import Batch, Closed, Delta, Finished, Opened, Started
 from llmg.core.request import Request
 from llmg.ports import Answering, Provider
+from llmg.routing.router import Models, Router
 from llmg.routing.timeouts import Limits, Timeouts
 from llmg.testing.scripted import Gate, Script, Scripted, saying
 from scenarios.asking import Client, Door, Told, asked, failed
@@ -60,6 +62,12 @@ async def test_a_session(door: Door) -> None:
     async with at(door, provider) as client:
         assert (await client.ask(asked())).failure is None
     assert [call.context.session for call in provider.calls] == ["s-1", None]
+
+
+@through_each
+async def test_a_model_that_nobody_declared(door: Door) -> None:
+    async with at(door, Router(Models({}, {}), SystemClock())) as client:
+        assert await client.ask(asked()) == failed(Kind.MODEL_NOT_FOUND, "model")
 
 
 @through_each
