@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateways import GATEWAYS, OURS, Gateway, Json
-from measure import SETTLE, Bench, Failed, running
+from measure import SETTLE, Bench, Failed, running, wait_until_right
 from prepare import HERE
 from processes import Server, cpu_seconds, free_port
 
@@ -118,15 +118,12 @@ def relay_of(door: Door) -> Gateway:
 
 def wait_until_listening(gateway: Gateway, server: Server, port: int, seconds: float) -> None:
     """Returns when connections are taken; raises Failed when they are not in time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if server.ended:
-            raise Failed(f"it ended with code {server.process.returncode}; its last lines:\n{server.last_words()}")
+
+    def look() -> str:
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.01)
-    raise Failed(f"it does not listen after {seconds:g} s; its last lines:\n{server.last_words()}")
+            return "" if probe.connect_ex(("127.0.0.1", port)) == 0 else "it does not listen"
+
+    wait_until_right(look, server, seconds)
 
 
 # ---- measuring ----

@@ -103,21 +103,29 @@ def ask(gateway: Gateway, port: int) -> tuple[int, bytes]:
 
 def wait_until_good(gateway: Gateway, server: Server, port: int, seconds: float) -> None:
     """Returns at the first answer with status 200; raises Failed when none comes in time."""
-    deadline = time.monotonic() + seconds
-    last = "no answer"
-    while time.monotonic() < deadline:
-        if server.ended:
-            raise Failed(f"it ended with code {server.process.returncode}; its last lines:\n{server.last_words()}")
+
+    def look() -> str:
         try:
             status, body = ask(gateway, port)
         except (OSError, http.client.HTTPException) as error:
-            last = repr(error)
-        else:
-            if status == 200:
-                return
-            last = f"{status} {body[:300]!r}"
+            return repr(error)
+        return "" if status == 200 else f"{status} {body[:300]!r}"
+
+    wait_until_right(look, server, seconds)
+
+
+def wait_until_right(look: Callable[[], str], server: Server, seconds: float) -> None:
+    """Looks until it finds nothing amiss; raises Failed with what is, when that takes too long.
+
+    A process that starts tells nobody that it is ready: it has to be asked, again and again.
+    """
+    deadline = time.monotonic() + seconds
+    while amiss := look():
+        if server.ended:
+            raise Failed(f"it ended with code {server.process.returncode}; its last lines:\n{server.last_words()}")
+        if time.monotonic() > deadline:
+            raise Failed(f"no good answer in {seconds:g} s ({amiss}); its last lines:\n{server.last_words()}")
         time.sleep(0.01)
-    raise Failed(f"no good answer in {seconds:g} s ({last}); its last lines:\n{server.last_words()}")
 
 
 # How to wait until a gateway is ready: gateway, server, port, seconds; it raises Failed when that is too long.

@@ -15,7 +15,6 @@ from strawberry.types.execution import ExecutionContext
 from llmg.core.assemble import Answer, assemble
 from llmg.core.context import ANONYMOUS, Context
 from llmg.core.errors import Failure, internal, invalid
-from llmg.core.events import Batch
 from llmg.core.request import Request
 from llmg.doors.graphql import errors
 from llmg.doors.graphql.execution import Execution
@@ -36,6 +35,7 @@ from llmg.doors.graphql.scalars import SCALARS
 from llmg.ports import Provider
 from llmg.services.admission import Admission
 from llmg.services.models import Models
+from llmg.services.whole import whole
 
 
 class Gateway:
@@ -48,11 +48,7 @@ class Gateway:
 
     async def whole(self, request: Request, context: Context) -> Answer:
         """The assembled answer."""
-        events: Batch = ()
-        async with self.pipeline.open(request, context) as batches:
-            async for batch in batches:
-                events = [*events, *batch] if events else batch
-        return assemble(events)
+        return assemble(await whole(self.pipeline, request, context))
 
 
 class Asking:

@@ -25,6 +25,7 @@ from llmg.ports import Provider
 from llmg.services.admission import Admission
 from llmg.services.failures import log_failure
 from llmg.services.models import Model, Models
+from llmg.services.whole import whole
 from llmg.wire.gateway import (
     EventEncoder,
     chat_path,
@@ -89,11 +90,7 @@ class Inference:
 
     async def whole(self, request: Request, context: Context) -> Batch:
         """All events of the answer."""
-        events: Batch = ()
-        async with self._pipeline.open(request, context) as batches:
-            async for batch in batches:
-                events = [*events, *batch] if events else batch
-        return events
+        return await whole(self._pipeline, request, context)
 
     async def finish(self, grace: float) -> int:
         """Waits `grace` seconds for the calls in flight, and ends those that are left. How many they were."""

@@ -16,6 +16,7 @@ from llmg.doors.http.stream import Stream
 from llmg.doors.rest.exchange import Exchange, Guarded
 from llmg.ports import Provider
 from llmg.services.admission import Admission, seconds
+from llmg.services.whole import whole
 from llmg.wire import sse
 from llmg.wire.openai import DIALECT
 from llmg.wire.openai.answers import encode_answer
@@ -60,10 +61,7 @@ class Inference(Guarded):
         self, exchange: Exchange, request: Request, context: Context, encode: Callable[[Batch, Context], bytes]
     ) -> None:
         exchange.watch()
-        events: Batch = ()
-        async with self._pipeline.open(request, context) as batches:
-            async for batch in batches:
-                events = [*events, *batch] if events else batch
+        events = await whole(self._pipeline, request, context)
         await exchange.answer(200, encode(events, context), way(context))
 
 
