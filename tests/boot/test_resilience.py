@@ -8,7 +8,8 @@ import pytest
 
 from llmg.boot import build, resilience
 from llmg.boot.settings import Settings
-from llmg.boot.settings.shape import Breaker, Model, Resilience, Retries
+from llmg.boot.settings.models import Model, Retries
+from llmg.boot.settings.providers import Breaker, Resilience
 from llmg.core.errors import Failure, Kind
 from llmg.providers.http import Transport
 from llmg.routing.breaker import State

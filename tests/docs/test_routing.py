@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from llmg.boot.settings import Model
-from llmg.boot.settings.shape import InnerPolicy, PriorityPolicy
+from llmg.boot.settings.policies import InnerPolicy, PriorityPolicy
 
 TEXT = (Path(__file__).parents[2] / "docs" / "routing.md").read_text(encoding="utf-8")
 SECTIONS = (*get_args(InnerPolicy), PriorityPolicy)

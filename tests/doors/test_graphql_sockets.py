@@ -53,7 +53,7 @@ async def ours(
     """The door in front of a provider; the echo, where none is given."""
     app = make_graphql(
         pipeline=provider or Echo(),
-        models=Models(lambda: [MODEL], find),
+        models=Models(lambda _: [MODEL], find),
         admission=admission(keys),
         **options,
     )

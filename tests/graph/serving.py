@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from llmg.core.context import SILENT
+from llmg.core.context import SILENT, Principal
 from llmg.core.errors import Failure, Kind
 from llmg.doors.graphql.app import make_graphql
 from llmg.ports import Provider
@@ -35,7 +35,7 @@ def asking(text: str = "Hello there", **fields: Any) -> dict[str, Any]:
     return {"input": {"model": "m", "messages": messages, **fields}}
 
 
-def find(id: str) -> Model:
+def find(id: str, _: Principal) -> Model:
     """The one model."""
     if id != MODEL.id:
         raise Failure(Kind.MODEL_NOT_FOUND, f"there is no model {id!r}", param="model")
@@ -93,7 +93,7 @@ async def serving(
     """The door in front of a provider; the echo, where none is given."""
     app = make_graphql(
         pipeline=provider or Echo(),
-        models=Models(lambda: [MODEL], find),
+        models=Models(lambda _: [MODEL], find),
         admission=Admission(Keys({}), FakeClock(), CountingIds(), SILENT),
         **options,
     )

@@ -15,7 +15,7 @@ from msgspec import Struct
 from llmg.boot.container import Draining
 from llmg.boot.serve import listen
 from llmg.boot.system import SystemClock
-from llmg.core.context import SILENT
+from llmg.core.context import SILENT, Principal
 from llmg.core.errors import Failure, Kind
 from llmg.doors.gateway.app import make_gateway
 from llmg.doors.gateway.inprocess import InProcess
@@ -42,13 +42,13 @@ MODELS = tuple(Model(id=name, created=7, owner="p", operations=("chat",)) for na
 def some_models(models: Sequence[Model] = MODELS) -> Models:
     """A list of models, for the doors that show one."""
 
-    def find(name: str) -> Model:
+    def find(name: str, _: Principal) -> Model:
         for model in models:
             if model.id == name:
                 return model
         raise Failure(Kind.MODEL_NOT_FOUND, f"the model '{name}' does not exist", param="model")
 
-    return Models(lambda: models, find)
+    return Models(lambda _: models, find)
 
 
 def admission(keys: Mapping[str, str] = {}) -> Admission:

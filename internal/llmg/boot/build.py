@@ -14,7 +14,7 @@ from llmg.boot.policies import make_policy
 from llmg.boot.resilience import State, fallbacks, make_retries, make_state
 from llmg.boot.settings import BackendProvider, EchoProvider, OpenAIProvider, Settings, Timeouts
 from llmg.boot.settings import Provider as Config
-from llmg.boot.settings.shape import Resilience
+from llmg.boot.settings.providers import Resilience
 from llmg.boot.system import SystemClock
 from llmg.core.errors import Failure, Kind
 from llmg.ports import Clock, Launcher, Profile, Provider, Random, Spec

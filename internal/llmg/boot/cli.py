@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import ssl
 
     from llmg.boot.settings import Model, Settings, Target
-    from llmg.boot.settings.shape import Policy
+    from llmg.boot.settings.policies import Policy
 
 app = typer.Typer(name="llmg", no_args_is_help=True, add_completion=False, help="A multi-protocol LLM gateway.")
 config_app = typer.Typer(no_args_is_help=True, help="Check the configuration, or print its JSON schema.")

@@ -20,6 +20,7 @@ from llmg.boot.observe import LogObserver
 from llmg.boot.settings import Settings
 from llmg.boot.system import RandomIds, SystemClock
 from llmg.boot.version import version
+from llmg.core.context import Principal
 from llmg.doors.http.guard import Guard, is_loopback
 from llmg.doors.http.pages import graphiql_assets, make_docs
 from llmg.doors.rest.app import Routes, make_door, openai_routes
@@ -53,8 +54,12 @@ def _models(needs: build.Needs, clock: Clock) -> Models:
 
 
 def _model_service(models: Models) -> service.Models:
+    def scope(principal: Principal) -> Models:
+        return principal.scope or models
+
     return service.Models(
-        lambda: [build.describe(group) for group in models.declared()], lambda name: build.describe(models.find(name))
+        lambda principal: [build.describe(group) for group in scope(principal).declared()],
+        lambda name, principal: build.describe(scope(principal).find(name)),
     )
 
 

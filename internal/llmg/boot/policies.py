@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from llmg.boot.settings import Model, Target
-from llmg.boot.settings.shape import InnerPolicy, PriorityPolicy
+from llmg.boot.settings.policies import InnerPolicy, PriorityPolicy
 from llmg.ports import Asked, Clock, Policy, Random
 from llmg.routing import policies
 from llmg.routing.policies.lowest_cost import Price

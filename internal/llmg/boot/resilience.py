@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from llmg.boot.settings.shape import Model, Resilience
-from llmg.boot.settings.shape import Retries as Config
+from llmg.boot.settings.models import Model
+from llmg.boot.settings.models import Retries as Config
+from llmg.boot.settings.providers import Resilience
 from llmg.routing import breaker, queue, retries
 from llmg.routing.health import Health
 

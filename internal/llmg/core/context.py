@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct
 
 from llmg.core.errors import Failure
+from llmg.core.levels import Level, Rates
 
 
 class Principal(Struct, frozen=True, kw_only=True):
-    """Who asks. Without keys configured there is one, anonymous."""
+    """Who asks. Without keys configured there is one, anonymous.
+
+    `levels` are those of the catalog that hold for it, the root first, its endpoint last. `scope` is what it may ask
+    for: the models (`routing.router.Models`) of the catalog as it was when the request came, so that a change of the
+    catalog changes no request that is under way.
+    """
 
     tenant: str = ""
-    teams: tuple[str, ...] = ()
+    team: str = ""
     groups: tuple[str, ...] = ()
     endpoint: str = ""
     key_id: str = ""
     roles: frozenset[str] = frozenset()
+    levels: tuple[Level, ...] = ()
+    scope: Any = None
 
+
+ADMIN = "admin"
+"""The role of those who may change the catalog."""
 
 ANONYMOUS = Principal()
+
+
+def no_header(name: str) -> str | None:
+    """The headers of a request that has none."""
+    return None
 
 
 class Attempt(Struct, kw_only=True):
@@ -65,7 +82,11 @@ SILENT = Observer()
 
 
 class Context(Struct, kw_only=True):
-    """One per request. `id` is the answer's id; `deadline` is monotonic seconds; the router appends to `trail`."""
+    """One per request. `id` is the answer's id; `deadline` is monotonic seconds; the router appends to `trail`.
+
+    `header` gives a header (metadata) of the request by its name in lower case. `rates`: what is left of the limits,
+    once it has been counted.
+    """
 
     id: str
     request_id: str
@@ -76,7 +97,9 @@ class Context(Struct, kw_only=True):
     traceparent: str | None = None
     idempotency_key: str | None = None
     session: str | None = None
+    header: Callable[[str], str | None] = no_header
     trail: list[Attempt] = []
+    rates: Rates | None = None
     observer: Any = SILENT
 
     @property

@@ -95,20 +95,21 @@ class Router:
     """Answers from the targets of the request's model."""
 
     def __init__(self, models: Models, clock: Clock, random: Random = _CHANCE) -> None:
-        """`random` spreads the retries."""
+        """`models` are those of callers who have no scope of their own; `random` spreads the retries."""
         self._models = models
         self._clock = clock
         self._random = random
 
     def open(self, request: Request, context: Context, /) -> Answering:
         """See `ports.Provider`."""
-        group = self._models.find(request.model)
+        models: Models = context.principal.scope or self._models
+        group = models.find(request.model)
         able = partial(_able, request)
         left = able(group)
         if not left:
             what = "embeddings" if isinstance(request, Embed) else "chat"
             raise not_implemented(f"{what} for the model '{group.name}'")
-        course = Course(group, left, self._models.find, able)
+        course = Course(group, left, models.find, able)
         return _Routed(course, request, context, self._clock, self._random)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
+from llmg.core.context import Principal
+
 
 class Model(Struct, frozen=True, kw_only=True):
     """A model a client may name. `created` is Unix time in seconds; `owner` the providers behind it."""
@@ -17,16 +19,18 @@ class Model(Struct, frozen=True, kw_only=True):
 
 
 class Models:
-    """The use case behind every door's list of models."""
+    """The use case behind every door's list of models: of those that the caller may ask for."""
 
-    def __init__(self, declared: Callable[[], Sequence[Model]], find: Callable[[str], Model]) -> None:
+    def __init__(
+        self, declared: Callable[[Principal], Sequence[Model]], find: Callable[[str, Principal], Model]
+    ) -> None:
         self._declared = declared
         self._find = find
 
-    def list(self) -> Sequence[Model]:
+    def list(self, principal: Principal) -> Sequence[Model]:
         """All that were declared, by name."""
-        return sorted(self._declared(), key=lambda model: model.id)
+        return sorted(self._declared(principal), key=lambda model: model.id)
 
-    def get(self, id: str) -> Model:
+    def get(self, id: str, principal: Principal) -> Model:
         """The one of that name. Raises Failure (model_not_found)."""
-        return self._find(id)
+        return self._find(id, principal)

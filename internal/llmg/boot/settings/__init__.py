@@ -4,24 +4,19 @@
 """
 
 from llmg.boot.settings.loading import files, load
+from llmg.boot.settings.models import Model, Target
 from llmg.boot.settings.problems import Problem, SettingsError
-from llmg.boot.settings.schema import json_schema, schema_text
-from llmg.boot.settings.shape import (
+from llmg.boot.settings.providers import (
     BackendProvider,
     EchoProvider,
-    Grpc,
-    Http,
-    Log,
-    Model,
     OpenAIProvider,
     Provider,
-    Server,
-    Settings,
-    Target,
     TimeoutOverrides,
     Timeouts,
-    Tls,
 )
+from llmg.boot.settings.schema import json_schema, schema_text
+from llmg.boot.settings.servers import Grpc, Http, Log, Server, Tls
+from llmg.boot.settings.shape import Settings
 
 __all__ = [
     "BackendProvider",

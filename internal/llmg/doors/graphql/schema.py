@@ -95,13 +95,13 @@ _Timeout = Annotated[
 
 def _models(info: Info) -> list[Model]:
     with info.context.answering():
-        return [encode_model(model) for model in info.context.gateway.models.list()]
+        return [encode_model(model) for model in info.context.gateway.models.list(info.context.principal)]
 
 
 def _model(info: Info, id: _Id) -> Model:
     with info.context.answering():
         try:
-            return encode_model(info.context.gateway.models.get(id))
+            return encode_model(info.context.gateway.models.get(id, info.context.principal))
         except Failure as failure:
             failure.param = "id"  # as the argument is called here
             raise

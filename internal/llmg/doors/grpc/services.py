@@ -246,10 +246,10 @@ class ModelList(ModelServiceServicer):
 
     async def ListModels(self, request: models_pb2.ListModelsRequest, context: Call) -> models_pb2.ListModelsResponse:
         """A page of the models; the token is the name that the page before ended with."""
-        async with self._inference.answering(request, context, _as_it_is):
+        async with self._inference.answering(request, context, _as_it_is) as own:
             if request.page_size < 0:
                 raise Failure(Kind.INVALID_REQUEST, "invalid 'page_size': expected at least 0", param="page_size")
-            later = [model for model in self._models.list() if model.id > request.page_token]
+            later = [model for model in self._models.list(own.principal) if model.id > request.page_token]
             size = min(request.page_size or _PAGES, _PAGES)
             page = later[:size]
             token = page[-1].id if len(later) > size else ""
@@ -257,8 +257,8 @@ class ModelList(ModelServiceServicer):
 
     async def GetModel(self, request: models_pb2.GetModelRequest, context: Call) -> models_pb2.GetModelResponse:
         """One model."""
-        async with self._inference.answering(request, context, _in_get_model):
-            return models_pb2.GetModelResponse(model=_model(self._models.get(request.id)))
+        async with self._inference.answering(request, context, _in_get_model) as own:
+            return models_pb2.GetModelResponse(model=_model(self._models.get(request.id, own.principal)))
 
 
 def _in_chat(param: str) -> str:

@@ -59,8 +59,8 @@ class ListModels(Guarded):
 
     async def handle(self, exchange: Exchange) -> None:
         """See Endpoint."""
-        self.admit(exchange)
-        data = [_model(model) for model in self._models.list()]
+        principal = self.admit(exchange)
+        data = [_model(model) for model in self._models.list(principal)]
         await exchange.answer(200, msgspec.json.encode({"object": "list", "data": data}))
 
 
@@ -73,8 +73,8 @@ class GetModel(Guarded):
 
     async def handle(self, exchange: Exchange) -> None:
         """See Endpoint."""
-        self.admit(exchange)
-        model = self._models.get(exchange.scope["path_params"]["id"])
+        principal = self.admit(exchange)
+        model = self._models.get(exchange.scope["path_params"]["id"], principal)
         await exchange.answer(200, msgspec.json.encode(_model(model)))
 
 
