@@ -1,0 +1,1 @@
+"""Where what outlives a request is kept: adapters to files and to Redis."""
