@@ -218,7 +218,8 @@ def test_a_doors_ratio_is_made_within_a_round(doors: Any) -> None:
     rounds = [(figure(8.0), figure(4.0)), (figure(90.0), figure(90.0)), (figure(9.0), figure(3.0))]
     row = doors.row(door, "burst", rounds)
     assert (row.us, row.relay_us, row.ratio, row.errors) == (9.0, 4.0, 2.0, 6)
-    assert row.missed == ["any burst: 9.0 us is above 8"]
+    assert row.missed == ["any burst: 9.0 us is above 8 x 1.00"]
+    assert doors.row(door, "burst", rounds, 1.25).missed == []  # where all takes a quarter longer
     assert doors.verdict([row], {}, check=False) == ["any burst: 6 errors"]
     paced = doors.row(door, "paced", rounds)
     assert paced.missed == ["any paced: 2.00 of the relay is above 1.5"]

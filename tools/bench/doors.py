@@ -1,7 +1,8 @@
 """Each door beside a bare relay of its protocol: what a request and an event cost, in CPU time of the server.
 
 One llmg with all of its doors, and one relay at a time, on the servers' processor. Under each load they take turns,
-A-B-A-B, so that a machine that slows down slows both.
+A-B-A-B, so that a machine that slows down slows both. So does a yardstick: a program that never changes, whose cost is
+known from the machine that the limits in microseconds were set on. Where it takes longer, they are longer by as much.
 
 To add a door: a row here, a client in clients.py, a relay in relays/.
 """
@@ -16,13 +17,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateways import GATEWAYS, OURS, Gateway, Json
-from measure import SETTLE, Bench, Failed, running, wait_until_right
+from gateways import BASELINE, GATEWAYS, OURS, Gateway, Json
+from measure import SETTLE, UNARY, Bench, Failed, Running, running, wait_until_right
+from measure import put_under as put_under_http
 from prepare import HERE
 from processes import Server, cpu_seconds, free_port
 
 STREAMS: Mapping[str, int] = {"unary": 32, "burst": 16, "paced": 128}  # at once
 WARM_UP = 1.0  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yardstick:
+    """A program, and what a unary request of it cost where the limits were set: CPU microseconds."""
+
+    gateway: Gateway
+    nominal: float
+
+
+HTTP = Yardstick(gateway=next(gateway for gateway in GATEWAYS if gateway.name == BASELINE), nominal=92)
+GRPC = Yardstick(
+    gateway=Gateway(name="grpc-still", command=("{python}", "{here}/relays/grpc_still.py", "{port}", "{upstream}")),
+    nominal=150,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +49,14 @@ class Door:
     name: str
     port: str = "http"  # which of llmg's ports it is at
     loads: tuple[str, ...] = ("burst", "paced")
+    yardstick: Yardstick = HTTP
     limits: Mapping[str, float] = field(default_factory=dict)
 
 
 DOORS = (
-    Door(name="grpc", port="grpc", loads=("unary", "burst", "paced"), limits={"unary": 300, "burst": 8}),
+    Door(
+        name="grpc", port="grpc", loads=("unary", "burst", "paced"), yardstick=GRPC, limits={"unary": 300, "burst": 8}
+    ),
     Door(name="websocket", limits={"burst": 8}),
     Door(name="graphql", limits={"burst": 25}),
     Door(name="gateway", loads=("unary", "burst", "paced"), limits={"unary": 250}),
@@ -58,7 +78,10 @@ Rounds = Sequence[tuple[Figure, Figure]]  # ours and the relay's
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A door under a load: medians over the rounds, the ratio made within a round first, the errors summed."""
+    """A door under a load: medians over the rounds, the ratio made within a round first, the errors summed.
+
+    `slowness`: how much longer this machine takes than that of `limit_us`, 1 or more.
+    """
 
     door: str
     load: str
@@ -70,20 +93,21 @@ class Row:
     errors: int
     limit_us: float | None
     limit_ratio: float | None
+    slowness: float = 1.0
 
     @property
     def missed(self) -> list[str]:
         """A line for each figure above its limit."""
         name = f"{self.door} {self.load}"
         lines = []
-        if self.limit_us is not None and self.us > self.limit_us:
-            lines.append(f"{name}: {self.us:.1f} us is above {self.limit_us:g}")
+        if self.limit_us is not None and self.us > self.limit_us * self.slowness:
+            lines.append(f"{name}: {self.us:.1f} us is above {self.limit_us:g} x {self.slowness:.2f}")
         if self.limit_ratio is not None and self.ratio > self.limit_ratio:
             lines.append(f"{name}: {self.ratio:.2f} of the relay is above {self.limit_ratio:g}")
         return lines
 
 
-def row(door: Door, load: str, rounds: Rounds) -> Row:
+def row(door: Door, load: str, rounds: Rounds, slowness: float = 1.0) -> Row:
     """See Row."""
     ours, relays = zip(*rounds, strict=True)
     return Row(
@@ -97,6 +121,7 @@ def row(door: Door, load: str, rounds: Rounds) -> Row:
         errors=sum(figure.errors for figure in (*ours, *relays)),
         limit_us=door.limits.get(load),
         limit_ratio=RATIOS.get(load),
+        slowness=slowness,
     )
 
 
@@ -163,21 +188,34 @@ def ours_running(bench: Bench) -> Iterator[tuple[Server, Mapping[str, int]]]:
         yield own.server, {"http": own.port, "grpc": grpc_port}
 
 
+def cost(yardstick: Running, bench: Bench) -> float:
+    """Of a unary request, in CPU microseconds."""
+    if yardstick.gateway is GRPC.gateway:
+        return put_under(DOORS[0], "unary", yardstick.server, yardstick.port, bench.seconds).us
+    result = put_under_http(UNARY, yardstick, bench, bench.seconds)
+    return result.cpu / result.done
+
+
 def measure(door: Door, ours: Server, port: int, bench: Bench, rounds: int) -> list[Row]:
     """A row per load."""
-    with running(relay_of(door), bench, wait_until_listening) as relay:
+    own = door.yardstick
+    with (
+        running(relay_of(door), bench, wait_until_listening) as relay,
+        running(own.gateway, bench, wait_until_listening) as still,
+    ):
         sides = ((ours, port), (relay.server, relay.port))
         for server, at in sides:
             put_under(door, "burst", server, at, min(WARM_UP, bench.seconds))
-        out: list[Row] = []
-        for load in door.loads:
-            taken: list[tuple[Figure, Figure]] = []
-            for number in range(rounds):
-                print(f"hack/bench: {door.name} {load}: round {number + 1} of {rounds}", file=sys.stderr)
-                own, bare = (put_under(door, load, server, at, bench.seconds) for server, at in sides)
-                taken.append((own, bare))
-            out.append(row(door, load, taken))
-        return out
+        taken: dict[str, list[tuple[Figure, Figure]]] = {load: [] for load in door.loads}
+        costs: list[float] = []
+        for number in range(rounds):
+            print(f"hack/bench: {door.name}: round {number + 1} of {rounds}", file=sys.stderr)
+            costs.append(cost(still, bench))
+            for load in door.loads:
+                figure, bare = (put_under(door, load, server, at, bench.seconds) for server, at in sides)
+                taken[load].append((figure, bare))
+        slowness = max(1.0, statistics.median(costs) / own.nominal)
+        return [row(door, load, rounds_of, slowness) for load, rounds_of in taken.items()]
 
 
 def run(doors: Sequence[Door], bench: Bench, rounds: int) -> tuple[list[Row], dict[str, str]]:
@@ -220,7 +258,7 @@ def table(rows: Sequence[Row], failures: Mapping[str, str]) -> str:
 
 def _limit(figures: Row) -> str:
     if figures.limit_us is not None:
-        return f"{figures.limit_us:g} us"
+        return f"{figures.limit_us:g} us x {figures.slowness:.2f}"
     return "-" if figures.limit_ratio is None else f"{figures.limit_ratio:g} x"
 
 

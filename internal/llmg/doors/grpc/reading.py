@@ -43,25 +43,33 @@ class Reading(grpc.aio.ServerInterceptor):
 
     def _reading(self, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
         answer = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        begin, arrived, why_cut = self._inference.begin, self._inference.arrived, self._why_cut
+        timeout = self._timeout
 
         async def read_and_answer(_: object, context: Any) -> Any:
-            return await answer(await self._message(context), context)
+            task = begin(timeout)
+            try:
+                message = await context.read()
+            except asyncio.CancelledError:
+                message = why_cut(task)
+            else:
+                arrived(task)
+                if message is grpc.aio.EOF:
+                    message = invalid("the request has no message")
+            return await answer(message, context)
 
         make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = grpc.stream_unary_rpc_method_handler
         if handler.response_streaming:
             make = grpc.stream_stream_rpc_method_handler
         return make(read_and_answer, handler.request_deserializer, handler.response_serializer)
 
-    async def _message(self, context: Any) -> object:
-        task = self._inference.begin()
-        try:
-            async with asyncio.timeout(self._timeout):
-                message: object = await context.read()
-        except TimeoutError:
-            return Failure(Kind.CLIENT_TIMEOUT, f"the message did not arrive within {self._timeout:g} seconds")
-        except asyncio.CancelledError:
-            if task not in self._inference.cut:
-                raise
-            task.uncancel()
-            return Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down")
-        return invalid("the request has no message") if message is grpc.aio.EOF else message
+    def _why_cut(self, task: asyncio.Task[Any]) -> Failure:
+        """Why the message of a call that was cancelled did not arrive. Raises CancelledError: its client has gone."""
+        if task in self._inference.cut:
+            why = Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down")
+        elif task in self._inference.late:
+            why = Failure(Kind.CLIENT_TIMEOUT, f"the message did not arrive within {self._timeout:g} seconds")
+        else:
+            raise asyncio.CancelledError
+        task.uncancel()
+        return why

@@ -58,17 +58,30 @@ class Inference:
         self.admission = admission
         self.cut: set[asyncio.Task[Any]] = set()  # calls that did not end in time
         self.most = 0  # calls at once, of those who have a key; 0: any
-        self._calls: set[asyncio.Task[Any]] = set()  # in flight
+        self.late: set[asyncio.Task[Any]] = set()  # calls whose messages did not arrive in time
+        self._calls: dict[asyncio.Task[Any], asyncio.TimerHandle] = {}  # in flight, and when their messages are late
         self._answering: set[_Answering] = set()  # whoever asks may do so
         self._pipeline = pipeline
 
-    def begin(self) -> asyncio.Task[Any]:
-        """This task is a call, to its end."""
+    def begin(self, timeout: float) -> asyncio.Task[Any]:
+        """This task is a call, to its end. Its message has so many seconds to arrive."""
         task = asyncio.current_task()
         assert task is not None
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
+        self._calls[task] = task.get_loop().call_later(timeout, self._too_late, task)
+        task.add_done_callback(self._over)
         return task
+
+    def arrived(self, task: asyncio.Task[Any]) -> None:
+        """Its message is there."""
+        self._calls[task].cancel()
+
+    def _too_late(self, task: asyncio.Task[Any]) -> None:
+        self.late.add(task)
+        task.cancel()
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._calls.pop(task).cancel()
+        self.late.discard(task)
 
     def enter(self, answering: _Answering) -> None:
         """One more is answered. Raises Failure (rate_limited)."""
