@@ -8,15 +8,17 @@ import json
 import logging
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from array import array
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 import trustme
@@ -759,34 +761,63 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / "cmd/llmg-gateway"), *arguments, "--log-format", "json"]
 
 
+@asynccontextmanager
+async def commanded(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, Any]]]:
+    """The process, and what it logged when it was ready."""
+    line = command("--listen", "127.0.0.1:0", *arguments)
+    child = await asyncio.create_subprocess_exec(*line, stderr=asyncio.subprocess.PIPE)
+    try:
+        assert child.stderr is not None
+        async with asyncio.timeout(60):
+            ready = json.loads(await child.stderr.readline())
+        yield child, ready
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+
+
 async def test_the_command() -> None:
-    async with exotic.server(exotic.Answers()) as address:
-        child = await asyncio.create_subprocess_exec(
-            *command("--target", address, "--listen", "127.0.0.1:0"), stderr=asyncio.subprocess.PIPE
-        )
-        try:
-            assert child.stderr is not None
-            async with asyncio.timeout(60):
-                ready = json.loads(await child.stderr.readline())
-            assert (ready["event"], ready["target"], ready["rpcs"]) == ("ready", address, 15)
-            host, _, port = ready["address"].removeprefix("http://").partition(":")
-            gateway = Gateway((host, int(port)))
-            assert (await gateway.post("/exotic/all", {"text": "a"}, JSON)).json() == {"text": "a"}
-            refused(await gateway.ask("GET", "/nothing"), 404, "not_found")
-            assert (await gateway.ask("GET", "/healthz")).status == 200
-            assert (await gateway.ask("GET", "/readyz")).status == 200
-            document = (await gateway.ask("GET", "/openapi.json")).json()
-            assert "/exotic/all" in document["paths"]
-            assert (await gateway.ask("GET", "/exotic/query", headers={"Host": "evil.example"})).status == 403
-            child.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(PATIENCE):
-                said = (await child.stderr.read()).decode()
-                assert await child.wait() == 0, said
-            assert [json.loads(line)["event"] for line in said.splitlines()] == ["draining", "stopped"]
-        finally:
-            if child.returncode is None:
-                child.kill()
-                await child.wait()
+    async with exotic.server(exotic.Answers()) as address, commanded("--target", address) as (child, ready):
+        assert (ready["event"], ready["target"], ready["rpcs"]) == ("ready", address, 15)
+        host, _, port = ready["address"].removeprefix("http://").partition(":")
+        gateway = Gateway((host, int(port)))
+        assert (await gateway.post("/exotic/all", {"text": "a"}, JSON)).json() == {"text": "a"}
+        refused(await gateway.ask("GET", "/nothing"), 404, "not_found")
+        assert (await gateway.ask("GET", "/healthz")).status == 200
+        assert (await gateway.ask("GET", "/readyz")).status == 200
+        document = (await gateway.ask("GET", "/openapi.json")).json()
+        assert "/exotic/all" in document["paths"]
+        assert (await gateway.ask("GET", "/exotic/query", headers={"Host": "evil.example"})).status == 403
+        child.send_signal(signal.SIGTERM)
+        assert child.stderr is not None
+        async with asyncio.timeout(PATIENCE):
+            said = (await child.stderr.read()).decode()
+            assert await child.wait() == 0, said
+        assert [json.loads(line)["event"] for line in said.splitlines()] == ["draining", "stopped"]
+
+
+async def test_the_command_speaks_tls_with_its_clients(tmp_path: Path) -> None:
+    issuer = trustme.CA()
+    own, clients = issuer.issue_cert("127.0.0.1"), issuer.issue_cert("someone@client.example")
+    own.private_key_pem.write_to_path(tmp_path / "key.pem")
+    own.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    issuer.cert_pem.write_to_path(tmp_path / "ca.pem")
+    files = ("--tls-cert", "cert.pem", "--tls-key", "key.pem", "--tls-client-ca", "ca.pem")
+    arguments = [str(tmp_path / word) if word.endswith(".pem") else word for word in files]
+    async with exotic.server(exotic.Answers()) as address, commanded("--target", address, *arguments) as (_, ready):
+        origin = ready["address"]
+        assert origin.startswith("https://")
+        asked = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+        with pytest.raises(aiohttp.ClientError):  # it wants to know who asks
+            await fetched(origin, asked)
+        clients.configure_cert(asked)
+        assert await fetched(origin, asked) == {"text": "a"}
+
+
+async def fetched(origin: str, asked: ssl.SSLContext) -> Any:
+    async with aiohttp.ClientSession() as session, session.get(f"{origin}/exotic/query?text=a", ssl=asked) as answer:
+        return await answer.json()
 
 
 async def test_the_command_speaks_tls_with_the_server(tmp_path: Path) -> None:
@@ -814,6 +845,8 @@ async def test_the_command_speaks_tls_with_the_server(tmp_path: Path) -> None:
         (("--target", "127.0.0.1:1", "--connect-timeout", "1"), 1, "127.0.0.1:1: the server"),
         (("--target", "a:1", "--listen", "nowhere"), 2, "--listen: expected HOST:PORT"),
         (("--target", "a:1", "--target-ca", "/no/such"), 2, "--target-ca: /no/such can't be read"),
+        (("--target", "a:1", "--tls-cert", "/no/such"), 2, "--tls-cert and --tls-key: one needs the other"),
+        (("--target", "a:1", "--tls-cert", "/no/such", "--tls-key", "/no"), 2, "/no/such can't be read"),
     ],
 )
 def test_the_command_says_what_is_wrong(arguments: tuple[str, ...], code: int, says: str) -> None:

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 if TYPE_CHECKING:
     import socket
+    import ssl
 
     import grpc
     from starlette.types import ASGIApp
@@ -28,6 +29,7 @@ class Gateway(Struct, frozen=True, kw_only=True):
     credentials: grpc.ChannelCredentials | None = None
     keepalive: float = 300.0
     connect_timeout: float = 10.0
+    tls: ssl.SSLContext | None = None
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
     max_body: int = 32 << 20
@@ -61,6 +63,11 @@ def command(
     target_tls: Annotated[bool, typer.Option(help="Speak TLS with the server.")] = False,
     target_ca: Annotated[
         Path | None, typer.Option(help="Who may vouch for it, in PEM. Left out: who the system trusts.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Our certificate, in PEM: HTTPS instead of HTTP.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, in PEM, without a passphrase.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Who issues clients' certificates; with it, clients must show one.")
     ] = None,
     max_body: Annotated[int, typer.Option(min=1, help="The largest body that is read, in bytes.")] = _DEFAULT.max_body,
     host: Annotated[
@@ -96,6 +103,7 @@ def command(
         credentials=_credentials(target_ca) if target_tls or target_ca is not None else None,
         keepalive=keepalive,
         connect_timeout=connect_timeout,
+        tls=_tls(tls_cert, tls_key, tls_client_ca),
         hosts=host or (),
         origins=origin or (),
         max_body=max_body,
@@ -134,6 +142,20 @@ def _credentials(ca: Path | None) -> grpc.ChannelCredentials:
         _give_up(f"--target-ca: {ca} can't be read: {error.strerror}", 2)
 
 
+def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ssl.SSLContext | None:
+    if cert is None and key is None and client_ca is None:
+        return None
+    if cert is None or key is None:
+        _give_up("--tls-cert and --tls-key: one needs the other", 2)
+    from llmg.boot import tls
+    from llmg.boot.settings import Tls
+
+    try:
+        return tls.context(Tls(cert=cert, key=key, client_ca=client_ca), ["http/1.1"])
+    except tls.TlsError as error:
+        _give_up(str(error), 2)
+
+
 def _give_up(message: str, code: int = 1) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(code)
@@ -162,9 +184,10 @@ async def serve(gateway: Gateway, listener: socket.socket) -> None:
             backlog=_BACKLOG,
             access_log=False,
             draining=stop.is_set,
+            tls=gateway.tls,
         )
         await server.start(listener)
-        address = f"http://{host_and_port(listener.getsockname())}"
+        address = f"{'http' if gateway.tls is None else 'https'}://{host_and_port(listener.getsockname())}"
         log.info("ready", address=address, target=gateway.target, rpcs=rpcs)
         await stop.wait()
         log.info("draining", grace=gateway.grace)
