@@ -63,3 +63,16 @@ def test_where_http_listens() -> None:
     assert list(wanted(Settings(**off))) == ["http"]
     assert list(wanted(Settings(**off, graphql={"server_addr": "127.0.0.1:9"}))) == ["graphql"]
     assert wanted(Settings(**off, graphql={"enabled": False, "server_addr": "127.0.0.1:9"})) == {}
+
+
+@pytest.mark.parametrize(("trusted", "seen"), [(("127.0.0.0/8",), "203.0.113.7"), (("192.0.2.1",), "127.0.0.1")])
+async def test_only_a_trusted_proxy_is_believed_who_asks(serve: Serve, trusted: Sequence[str], seen: str) -> None:
+    http = {"server_addr": "127.0.0.1:0", "access_log": True, "forwarded_allow_ips": trusted}
+    gateway = await serve({**ECHO, "http": http})
+    told = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
+    assert (await gateway.ask("GET", "/v1/models", headers=told)).status == 200
+    gateway.tell(signal.SIGTERM)
+    assert await gateway.ended() == 0
+    asked = [line for line in gateway.lines if "/v1/models" in line]
+    assert len(asked) == 1
+    assert seen in asked[0]
