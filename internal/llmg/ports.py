@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Any, NoReturn, Protocol
 
 from msgspec import Struct
 
 from llmg.core.context import Context, Principal
 from llmg.core.events import Batch
+from llmg.core.levels import Level, Rates
 from llmg.core.request import Request
 
 Answering = AbstractAsyncContextManager[AsyncIterator[Batch]]
@@ -27,11 +28,18 @@ class Provider(Protocol):
 
 
 class Profile(Struct, frozen=True, kw_only=True):
-    """What a target can do, as data. `chat`, `embed`: it has the operation; `n`: it gives several choices a call."""
+    """What a target can do, as data. `chat`, `embed`: it has the operation; `n`: it gives several choices a call.
+
+    `has`, `lacks`: the capabilities (tools, vision, json_schema, reasoning, audio) that it is known to have, and not to
+    have. `context_window`: tokens of prompt and answer together; None: not known.
+    """
 
     chat: bool = True
     embed: bool = True
     n: bool = True
+    has: frozenset[str] = frozenset()
+    lacks: frozenset[str] = frozenset()
+    context_window: int | None = None
 
 
 class Asked(Protocol):
@@ -45,6 +53,10 @@ class Asked(Protocol):
     @property
     def user(self) -> str | None:
         """Whom the client asks for."""
+        ...
+
+    def header(self, name: str, /) -> str | None:
+        """A header (metadata) of the request by its name in lower case; None: there is none."""
         ...
 
     @property
@@ -65,6 +77,14 @@ class Asked(Protocol):
         ...
 
 
+class Ranked(Struct, frozen=True):
+    """A target's place in a policy's order. `why`: in a few words, with what `score` is; None: there is no number."""
+
+    index: int
+    score: float | None
+    why: str
+
+
 class Policy(Protocol):
     """Chooses among a model's targets, and is told what became of them. Pure but for its own counters.
 
@@ -72,8 +92,20 @@ class Policy(Protocol):
     to that, then `ended`, in this order. A target is its index in the model's list.
     """
 
+    @property
+    def kind(self) -> str:
+        """What it is called in the configuration."""
+        ...
+
     def choose(self, candidates: Sequence[int], asked: Asked, /) -> int:
         """One of `candidates`: targets not yet tried for this request, ascending; never empty. Changes none of them."""
+        ...
+
+    def rank(self, candidates: Sequence[int], asked: Asked, /) -> Sequence[Ranked]:
+        """All candidates, in the order in which they would be chosen now if one after the other failed.
+
+        Changes nothing. Where chance chooses, by the odds, which are the scores.
+        """
         ...
 
     def started(self, index: int, /) -> None:
@@ -146,6 +178,96 @@ class Authenticator(Protocol):
 
     def authenticate(self, key: str | None, /) -> Principal:
         """Whose key it is; None: none was shown. Raises Failure (unauthenticated)."""
+        ...
+
+
+class Document(Struct, frozen=True):
+    """The catalog as a store holds it. `tenants` has the shape of the configuration's section, as plain JSON data.
+
+    `version` grows by one with each change; 0: there was none yet. Nobody changes a document in place.
+    """
+
+    version: int
+    tenants: dict[str, Any]
+
+
+class AuditEntry(Struct, frozen=True, kw_only=True):
+    """Who asked for a change of the catalog, when (Unix seconds), of what, and what became of it. Holds no secret.
+
+    `actor` is the name of the admin key; empty: somebody who did not ask the gateway. `before` and `after` are
+    versions of the catalog: the same where nothing was changed. `outcome`: "ok", or the failure's kind.
+    """
+
+    time: float
+    actor: str
+    method: str
+    resource: str
+    before: int
+    after: int
+    outcome: str = "ok"
+    request_id: str = ""
+
+
+class Conflict(Exception):
+    """The catalog that was changed is not the one that the store holds any more: somebody was faster."""
+
+
+class CatalogStore(Protocol):
+    """Keeps the catalog and the log of its changes, for all processes. Safe to call from many tasks at once.
+
+    Each method raises Failure where the store can't be reached (upstream_unavailable).
+    """
+
+    async def load(self) -> Document:
+        """What it holds. Raises Failure (internal) with the place, where that is no catalog."""
+        ...
+
+    async def save(self, document: Document, entry: AuditEntry, /) -> None:
+        """Holds this document from now on, and the entry that goes with it, if its own is one version older.
+
+        Raises Conflict when it is not; Failure (method_not_allowed) where it can't be changed from here.
+        """
+        ...
+
+    async def watch(self, seen: int, changed: Callable[[int], Awaitable[None]], /) -> NoReturn:
+        """Runs until it is cancelled. Tells each version other than the last one told (the first time: `seen`),
+        whoever made it, within a second of the change; a store that can't be reached is tried again and again."""
+        ...
+
+    async def append(self, entry: AuditEntry, /) -> None:
+        """Logs what led to no change."""
+        ...
+
+    async def entries(self, size: int, token: str, /) -> tuple[Sequence[AuditEntry], str]:
+        """At most `size` entries, the newest first, and the token by which to go on; empty: these were the last.
+
+        Raises Failure (invalid_request) when `token` is not one that this gave.
+        """
+        ...
+
+
+class Reservation(Protocol):
+    """A request that was let in by the limits."""
+
+    @property
+    def rates(self) -> Rates:
+        """What was left after it, of the levels' limits those with the least."""
+        ...
+
+    def settle(self, tokens: int, /) -> None:
+        """It is over, and took so many tokens, prompt and answer. Exactly once; waits for nobody."""
+        ...
+
+
+class Limiter(Protocol):
+    """Lets in as many requests as the levels' limits allow. Safe to call from many tasks at once."""
+
+    async def reserve(self, levels: Sequence[Level], tokens: int, /) -> Reservation:
+        """Room for one request at each of these levels, or at none. `tokens` are those that it may take, estimated.
+
+        Raises Failure: rate_limited (`core.limits.LimitReached`), request_too_large (there will never be room),
+        overloaded (nobody can say now).
+        """
         ...
 
 

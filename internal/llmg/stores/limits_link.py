@@ -1,0 +1,331 @@
+"""The one connection by which a process's limits are counted in Redis: decisions, and what is noted without waiting.
+
+One task sends all that has come up since it sent last, in one write: notes first, in their order, so that a place that
+was given back is free for who asks next. Nobody waits for a note. What could not be noted while Redis was away is noted
+when it is back, or, when Redis has forgotten what it counted (its epoch is another one), all that this process has
+counted of late. Every replica does so within the time of grace that the first of them gives; decisions wait for its
+end, so that nothing is let in twice because a replica's counts were missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from secrets import token_hex
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from llmg.core.levels import Level
+from llmg.ports import Clock
+from llmg.stores.limits_scripts import DONE, FULL, LATE, UNKNOWN, Names, Script, Scripts, limits_of
+from llmg.stores.redis import CONNECT, Away, Line, Redis
+
+T = TypeVar("T")
+
+log = structlog.get_logger("llmg.limits")
+
+_BATCH: Final = 32  # notes, and as many decisions, in a write: a few milliseconds
+_MOST_NOTES: Final = 20_000  # kept while Redis is away; the oldest are dropped
+_MOST_HOLDS: Final = 500  # that a command renews
+_SOON: Final = 0.002  # seconds that a note waits, so that it goes out with a request that follows
+_LONGEST_BEAT: Final = 1.0
+_GRACE: Final = 3.0  # in beats: probes and beats come at least once in each
+
+Words = Sequence[str | int]
+
+
+class Note:
+    """Something to add to levels, and the id of a request that is over, if one is. `slot` None: that of `made`."""
+
+    __slots__ = ("id", "levels", "made", "requests", "slot", "tokens")
+
+    def __init__(
+        self, levels: Sequence[str], made: float, *, id: str = "", requests: int = 0, tokens: int = 0, slot: int | None
+    ) -> None:
+        self.levels = levels
+        self.made = made
+        self.id = id
+        self.requests = requests
+        self.tokens = tokens
+        self.slot = slot
+
+
+class _Ask:
+    __slots__ = ("id", "levels", "made", "reply", "tokens")
+
+    def __init__(self, id: str, levels: Sequence[Level], tokens: int, made: float, reply: asyncio.Future[Any]) -> None:
+        self.id = id
+        self.levels = levels
+        self.tokens = tokens
+        self.made = made
+        self.reply = reply
+
+
+class _OutOfStep(Exception):
+    """Redis has forgotten what it counted."""
+
+
+class ServerClock:
+    """The server's clock, by ours: each answer bounds the difference from both sides."""
+
+    def __init__(self) -> None:
+        self._ahead: float | None = None
+
+    def seen(self, micros: int, sent: float, received: float) -> None:
+        """The server said that it was so late, between two times of ours."""
+        low, high = micros / 1e6 - received, micros / 1e6 - sent
+        self._ahead = low if self._ahead is None else min(max(self._ahead, low), high)
+
+    def micros(self, ours: float) -> int:
+        """How late it is there at our time."""
+        return int((ours + (self._ahead or 0.0)) * 1e6)
+
+
+class Link:
+    """See above. `counts` gives all that this process has counted: level, slot (our seconds), requests, tokens."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        clock: Clock,
+        counts: Callable[[float], Iterable[tuple[str, int, int, int]]],
+        *,
+        prefix: str,
+        lease: float,
+        scripts: Scripts,
+    ) -> None:
+        self._redis = redis
+        self._clock = clock
+        self._counts = counts
+        self._names = Names(prefix)
+        self._scripts = scripts
+        self._line = Line(redis, [script.text for script in scripts.all()])
+        self._lease = int(lease * 1e6)
+        self._beat = min(_LONGEST_BEAT, lease / 3)
+        self._server = ServerClock()
+        self._epoch = ""
+        self._in_step = False
+        self._stepped = asyncio.Event()
+        self._stopping = False
+        self._wake = asyncio.Event()
+        self._beat_due = False
+        self._asks: deque[_Ask] = deque()
+        self._notes: deque[Note] = deque()
+        self._renewals: deque[tuple[str, Sequence[str]]] = deque()  # a level, and ids of requests that run there
+        self._renewed = 0.0  # when they all were, monotonic seconds
+        self.holding: dict[str, Sequence[str]] = {}  # levels, by the id of a request that runs
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.TimerHandle | None = None
+
+    @property
+    def up(self) -> bool:
+        """Can it be asked?"""
+        return self._in_step and not self._redis.away
+
+    async def start(self) -> None:
+        """Begins, and waits for the first greeting if Redis is there, for a second at most."""
+        self._task = asyncio.create_task(self._run())
+        self._rhythm()
+        if not self._redis.away:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CONNECT):
+                    await self._stepped.wait()
+
+    async def aclose(self) -> None:
+        """Sends what is left, if Redis is there, and ends."""
+        self._stopping = True
+        self._wake.set()
+        for timer in (self._timer, self._soon):
+            if timer is not None:
+                timer.cancel()
+        if self._task is not None:
+            if self.up:
+                await asyncio.wait([self._task], timeout=CONNECT)
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._line.aclose()
+
+    async def ask(self, id: str, levels: Sequence[Level], tokens: int) -> list[int]:
+        """What RESERVE replies: FULL or DONE. Raises Away. A request that is cancelled meanwhile is taken back."""
+        reply: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        self._asks.append(_Ask(id, levels, tokens, self._clock.monotonic(), reply))
+        self._wake.set()
+        try:
+            return await reply
+        except asyncio.CancelledError:
+            if not reply.cancel() and reply.exception() is None:  # the answer has come in the same moment
+                self._take_back(id, levels, tokens, reply.result())
+            raise
+
+    def note(self, note: Note) -> None:
+        """To be sent soon."""
+        self._notes.append(note)
+        if len(self._notes) > _MOST_NOTES and not self.up:
+            self._notes.popleft()
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(_SOON, self._wake.set)
+
+    def _take_back(self, id: str, levels: Sequence[Level], tokens: int, reply: list[int]) -> None:
+        if reply[0] == DONE:
+            names = [level.name for level in levels]
+            self.note(Note(names, self._clock.monotonic(), id=id, tokens=-tokens, slot=reply[2]))
+
+    def _rhythm(self) -> None:
+        self._beat_due = True
+        self._wake.set()
+        self._timer = asyncio.get_running_loop().call_later(self._beat, self._rhythm)
+
+    async def _run(self) -> None:
+        while True:
+            await self._redis.present()
+            try:
+                await self._get_in_step()
+                while True:
+                    await self._wake.wait()
+                    self._wake.clear()
+                    await self._flush()
+                    if self._stopping:
+                        return
+            except (Away, _OutOfStep) as error:
+                self._turn_away(error)
+            except Exception as error:
+                self._turn_away(error)  # whoever asks goes on without Redis, whatever it is
+                log.exception("limits cannot be counted in redis")
+                await asyncio.sleep(CONNECT)
+
+    def _turn_away(self, error: Exception) -> None:
+        """Who asked and has no answer gets none."""
+        self._in_step = False
+        while self._asks:
+            _refuse(self._asks.popleft().reply, error)
+
+    async def _get_in_step(self) -> None:
+        """Makes Redis and this process know the same, and each other's clock."""
+        await self._redis.decide(self._line.connect, CONNECT)
+        self._server = ServerClock()
+        while True:
+            known = self._epoch
+            epoch, ready = await self._greet()
+            if epoch != known:
+                self._epoch = epoch
+                self._notes.clear()
+                # A slot of ours lies in two of theirs: the later one, so that nothing is forgotten too soon.
+                for level, slot, requests, tokens in self._counts(self._clock.monotonic()):
+                    self._notes.append(Note([level], slot + 1.0, requests=requests, tokens=tokens, slot=None))
+            self._renew()
+            await self._flush()
+            wait = ready / 1e6 - self._server.micros(self._clock.monotonic()) / 1e6
+            if wait <= 0:
+                break
+            await asyncio.sleep(wait)
+        self._in_step = True
+        self._stepped.set()
+
+    async def _greet(self) -> tuple[str, int]:
+        """The epoch, and the server's microsecond from which on it holds."""
+        lost = bool(self._epoch) or any(True for _ in self._counts(self._clock.monotonic()))
+        grace = int(_GRACE * self._beat * 1e6) if lost else 0
+        greet = self._command(self._scripts.greet, [self._names.epoch], [token_hex(8), grace])
+        ((_, _, epoch, ready),) = await self._exchange([greet], self._redis.timeout)
+        return epoch.decode(), ready
+
+    def _renew(self) -> None:
+        """The leases of all requests that run are to be renewed."""
+        self._renewed = self._clock.monotonic()
+        by_level: dict[str, list[str]] = {}
+        for id, levels in self.holding.items():
+            for level in levels:
+                by_level.setdefault(level, []).append(id)
+        self._renewals.clear()
+        for level, ids in by_level.items():
+            for start in range(0, len(ids), _MOST_HOLDS):
+                self._renewals.append((level, ids[start : start + _MOST_HOLDS]))
+
+    async def _flush(self) -> None:
+        """Sends all there is."""
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+        if self._beat_due:
+            self._beat_due = False
+            if self._in_step:
+                if (await self._greet())[0] != self._epoch:
+                    raise _OutOfStep
+                if self._clock.monotonic() - self._renewed >= self._lease / 3e6:
+                    self._renew()
+        while self._notes or self._asks or self._renewals:
+            notes, asks = _some(self._notes, _BATCH), _some(self._asks, _BATCH)
+            try:
+                await self._send(notes, asks, _some(self._renewals, 1))
+            except BaseException as error:
+                self._notes.extendleft(reversed(notes))
+                for ask in asks:
+                    _refuse(ask.reply, error if isinstance(error, Exception) else Away("the gateway stops"))
+                raise
+
+    async def _send(self, notes: list[Note], asks: list[_Ask], renewals: list[tuple[str, Sequence[str]]]) -> None:
+        now = self._clock.monotonic()
+        within = self._redis.timeout
+        if asks:  # what they have waited already is theirs; but if it was we who took it, Redis gets a chance
+            within = max(asks[0].made + within - now, within / 4)
+        commands = [self._noting(note, within) for note in notes] + [self._asking(ask, within) for ask in asks]
+        commands += [self._renewing(level, ids, within) for level, ids in renewals]
+        replies = await self._exchange(commands, within)
+        late = [note for note, reply in zip(notes, replies, strict=False) if reply[0] == LATE]
+        self._notes.extendleft(reversed(late))
+        for ask, reply in zip(asks, replies[len(notes) :], strict=False):
+            if reply[0] not in (DONE, FULL):
+                _refuse(ask.reply, Away("too late, or not in step"))
+            elif ask.reply.done():
+                self._take_back(ask.id, ask.levels, ask.tokens, reply)
+            else:
+                ask.reply.set_result(reply)
+        if any(reply[0] == UNKNOWN for reply in replies):
+            raise _OutOfStep
+
+    async def _exchange(self, commands: Sequence[Words], within: float) -> list[Any]:
+        sent = self._clock.monotonic()
+        replies = await self._redis.decide(partial(self._line.ask, commands), within)
+        received = self._clock.monotonic()
+        for reply in replies:
+            self._server.seen(reply[1], sent, received)
+        return replies
+
+    def _noting(self, note: Note, within: float) -> Words:
+        slot = self._server.micros(note.made) // 1_000_000 if note.slot is None else note.slot
+        arguments: Words = [note.id, note.requests, note.tokens, slot]
+        return self._guarded(self._scripts.note, self._names.of(note.levels), arguments, within)
+
+    def _asking(self, ask: _Ask, within: float) -> Words:
+        keys = self._names.of([level.name for level in ask.levels])
+        arguments: Words = [ask.id, ask.tokens, self._lease, *limits_of(ask.levels)]
+        return self._guarded(self._scripts.reserve, keys, arguments, within)
+
+    def _renewing(self, level: str, ids: Sequence[str], within: float) -> Words:
+        running = [id for id in ids if id in self.holding]  # the note that one is over may have gone out meanwhile
+        keys = [self._names.epoch, self._names.holds(level)]
+        return self._guarded(self._scripts.hold, keys, [self._lease, *running], within)
+
+    def _guarded(self, script: Script, keys: Sequence[str], arguments: Words, within: float) -> Words:
+        """A command that does nothing when we have given up on it, or are not in step."""
+        return self._command(
+            script, keys, [self._epoch, self._server.micros(self._clock.monotonic() + within), *arguments]
+        )
+
+    def _command(self, script: Script, keys: Sequence[str], arguments: Words) -> Words:
+        return ["EVALSHA", script.sha, len(keys), *keys, *arguments]
+
+
+def _some(waiting: deque[T], most: int) -> list[T]:
+    """Those that have waited longest."""
+    return [waiting.popleft() for _ in range(min(most, len(waiting)))]
+
+
+def _refuse(reply: asyncio.Future[Any], error: Exception) -> None:
+    if not reply.done():
+        reply.set_exception(error if isinstance(error, Away) else Away(str(error)))
