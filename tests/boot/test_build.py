@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llmg.boot import build
+from llmg.boot.scopes import LevelScope
 from llmg.boot.settings import Settings
 from llmg.boot.system import SystemClock
 from llmg.core.context import Context
@@ -15,7 +16,7 @@ from llmg.core.errors import Failure, Kind
 from llmg.core.request import Chat, Message, Text
 from llmg.ports import Running, Spec
 from llmg.providers.http import Transport
-from llmg.routing.router import Models, Router
+from llmg.routing.router import Router
 from support.gateway import ECHO, in_process, to_upstream
 from support.upstream import good, stall, upstream
 
@@ -36,7 +37,7 @@ class Busy:
         raise AssertionError("nothing has run")
 
 
-def models(config: dict[str, Any], launcher: Busy | None = None) -> Models:
+def models(config: dict[str, Any], launcher: Busy | None = None) -> LevelScope:
     return build.make_models(build.Needs(Settings(**config), Transport(), launcher), 1_760_000_000)
 
 

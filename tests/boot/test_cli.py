@@ -129,6 +129,13 @@ def test_a_port_in_use(tmp_path: Path, workers: str) -> None:
     assert done.stderr == f"can't listen on {address} (http.server_addr): Address already in use\n"
 
 
+def test_several_workers_with_limits_need_a_place_to_count(tmp_path: Path) -> None:
+    file = write(tmp_path, {**ECHO, "limits": {"max_concurrent": 1}})
+    done = llmg("serve", "-c", file, "--workers", "2", directory=tmp_path)
+    assert done.returncode == 2
+    assert "server.workers: expected `redis`, as there are limits and several workers" in done.stderr
+
+
 def test_a_host_that_does_not_exist(tmp_path: Path) -> None:
     file = write(tmp_path, {**ECHO, "http": {"server_addr": "nowhere.invalid:8080"}})
     done = llmg("serve", "-c", file, directory=tmp_path)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from boot.conftest import Serve, Served, at
-from llmg.boot.serve import wanted
+from llmg.boot.exposure import wanted
 from llmg.boot.settings import Settings
 from support.gateway import ECHO, Gateway
 

@@ -1,20 +1,42 @@
-"""From settings to health, queues, retries and fallbacks."""
+"""From settings to health, checks, queues, retries, hedges and fallbacks, and what of it is seen at the doors."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
+from random import Random as Dice
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from llmg.boot import build, resilience
+from llmg.boot.checks import Checks
+from llmg.boot.current import Current
+from llmg.boot.scopes import LevelScope
 from llmg.boot.settings import Settings
-from llmg.boot.settings.models import Model, Retries
-from llmg.boot.settings.providers import Breaker, Resilience
+from llmg.boot.settings.hedging import Hedge
+from llmg.boot.settings.models import Retries
+from llmg.boot.settings.providers import (
+    BackendProvider,
+    Breaker,
+    EchoProvider,
+    HealthCheck,
+    OpenAIProvider,
+    Provider,
+    Resilience,
+)
 from llmg.core.errors import Failure, Kind
 from llmg.providers.http import Transport
 from llmg.routing.breaker import State
+from llmg.routing.health import Health
+from llmg.routing.probes import Check, Limits
 from llmg.routing.queue import Queued
-from llmg.routing.router import Models, Target
+from llmg.routing.router import Target
+from llmg.testing.clocks import FakeClock
+from support.gateway import in_process
+from support.http import PATIENCE, Response
+from support.upstream import KEY, Act, Call, Upstream, answering, good, stall, stall_after_head, upstream
 
 UP = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1"}
 NOW = 1000.0
@@ -25,12 +47,12 @@ def _target(**fields: Any) -> dict[str, Any]:
     return {"targets": [{"provider": "up", "model": "theirs"}], **fields}
 
 
-def _models(models: dict[str, Any], **provider: Any) -> Models:
+def _models(models: dict[str, Any], **provider: Any) -> LevelScope:
     config: dict[str, Any] = {"providers": {"up": {**UP, **provider}}, "models": models}
     return build.make_models(build.Needs(Settings(**config), Transport()), 1_760_000_000)
 
 
-def _only(models: Models, name: str) -> Target:
+def _only(models: LevelScope, name: str) -> Target:
     (target,) = models.find(name).targets
     return target
 
@@ -72,6 +94,79 @@ def test_the_longest_cooldown() -> None:
     assert (health.fit(NOW + 2.9), health.fit(NOW + 3)) == (False, True)
 
 
+def _hedge(**fields: Any) -> Hedge:
+    return Hedge(**fields)
+
+
+def test_hedges() -> None:
+    assert resilience.make_hedges(None) is None
+    given = resilience.make_hedges(_hedge(after="500ms", max=2, budget=1.0))
+    assert given is not None
+    assert given.after("any") == 0.5
+    assert [given.take(0), given.take(1)] == [True, False]  # one is there at the start
+    own = resilience.make_hedges(Hedge())
+    assert own is not None
+    assert own.after("any") is None
+
+
+@pytest.mark.parametrize("after", ["p99", "0s", 0, -1, True, "soon", None, []])
+def test_what_is_no_time_to_hedge_after(after: object) -> None:
+    with pytest.raises(ValidationError, match="expected p95, or a duration such as 500ms"):
+        _hedge(after=after)
+
+
+def _up(**fields: Any) -> OpenAIProvider:
+    return OpenAIProvider(**{**UP, **fields})
+
+
+def _check(config: Provider, health: Health) -> Check | None:
+    return resilience.make_check("up", 1, config, [health], Transport(), None)
+
+
+async def test_checks_only_where_they_are_asked_for() -> None:
+    assert _check(EchoProvider(kind="echo"), Health()) is None
+    assert _check(_up(), Health()) is None
+
+
+async def test_a_check() -> None:
+    own = {"interval": "7s", "timeout": "3s", "failures": 4, "passes": 5}
+    health = Health()
+    check = _check(_up(resilience={"health_check": own}), health)
+    assert check is not None
+    assert check.limits == Limits(interval=7.0, timeout=3.0, failures=4, passes=5)
+    assert (check.name, check.healths) == ("up", (health,))
+
+
+@pytest.mark.parametrize(("own", "path"), [({}, "/v1/models"), ({"path": "/health?deep=1"}, "/health?deep=1")])
+async def test_what_is_fetched(own: dict[str, str], path: str) -> None:
+    async with upstream(answering(200, {})) as server:
+        given = {"api_key": KEY, "headers": {"x-team": "red"}, "organization": "org"}
+        check = _check(_up(base_url=server.base_url, resilience={"health_check": own}, **given), Health())
+        assert check is not None
+        await check.probe()
+    assert server.last.path == path
+    sent = server.last.headers
+    assert (sent["authorization"], sent["x-team"], sent["openai-organization"]) == (f"Bearer {KEY}", "red", "org")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"engine": "xllamacpp", "resilience": {"health_check": {}}}, "no `health_check` together with `engine`"),
+        ({"address": "h:1", "resilience": {"health_check": {"path": "/x"}}}, "no `path` for the `health_check`"),
+    ],
+)
+def test_checks_that_there_are_not(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        BackendProvider(kind="backend", **given)
+
+
+@pytest.mark.parametrize("path", ["health", "/a b", "/a#b", "", "https://h/x"])
+def test_what_is_no_path(path: str) -> None:
+    with pytest.raises(ValidationError, match="a path that begins with"):
+        HealthCheck(path=path)
+
+
 def test_retries() -> None:
     assert resilience.make_retries(Retries(max=0)) is None
     assert resilience.make_retries(Retries()) is not None
@@ -97,12 +192,113 @@ async def test_fallbacks_and_theirs() -> None:
     assert models.find("c").fallbacks == ()
 
 
-def test_fallbacks_in_a_circle_end() -> None:
-    circle = {"a": "b", "b": "c", "c": "a"}
-    models = {name: Model(**_target(fallbacks=(other,))) for name, other in circle.items()}
-    assert resilience.fallbacks("a", models) == ("b", "c")
-
-
 async def test_what_else_leads_to_fallbacks() -> None:
     models = _models({"m": _target(fallback_on=["content_filtered"])})
     assert models.find("m").fallback_on == {Kind.CONTENT_FILTERED}
+
+
+# -- through the doors ----------------------------------------------------------------------------------------------
+
+
+def _before(servers: Mapping[str, Upstream], **model: Any) -> dict[str, Any]:
+    """The model `m` has all of them for targets, unless `targets` says which; each is a model of its own, too."""
+    asked = {name: {"targets": [{"provider": name, "model": "theirs"}]} for name in servers}
+    targets = [target for name in model.pop("targets", servers) for target in asked[name]["targets"]]
+    return {
+        "providers": {
+            name: {"kind": "openai", "base_url": server.base_url, **model.pop(name, {})}
+            for name, server in servers.items()
+        },
+        "models": {**asked, "m": {"policy": "round_robin", "targets": targets, **model}},
+    }
+
+
+def _route(answer: Response) -> tuple[int, str, str]:
+    """Status, who answered, and how many were asked."""
+    return answer.status, answer.headers["x-llmg-route"], answer.headers.get("x-llmg-attempts", "1")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [("context_length_exceeded", "context_length_exceeded"), ("content_filter", "content_filtered")],
+)
+async def test_a_fallback_on_what_was_refused(code: str, kind: str, stream: bool) -> None:
+    refusing = answering(400, {"error": {"message": "too much", "type": "invalid_request_error", "code": code}})
+    async with upstream(refusing) as small, upstream(good) as large:
+        servers = {"small": small, "large": large}
+        for asked_for in (True, False):
+            on = {"fallback_on": [kind]} if asked_for else {}
+            config = _before(servers, targets=["small"], fallbacks=["large"], **on)
+            async with in_process(config) as gateway:
+                answer = await gateway.chat(stream=stream)
+            assert _route(answer) == ((200, "large/theirs", "2") if asked_for else (400, "small/theirs", "1"))
+            if not asked_for:
+                assert answer.error["code"] == code
+    assert (len(small.calls), len(large.calls)) == (2, 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("slow", [stall, stall_after_head])
+async def test_a_hedged_request(slow: Act, stream: bool) -> None:
+    async with upstream(slow) as first, upstream(good) as second:
+        config = _before({"first": first, "second": second}, hedge={"after": "20ms"})
+        async with in_process(config) as gateway:
+            answer = await gateway.chat(stream=stream)
+            assert _route(answer) == (200, "second/theirs", "2")
+            assert b"Hello" in answer.body
+            await first.last.until_gone()
+
+
+class Sick:
+    """An upstream whose health checks fail for as long as it is told so."""
+
+    def __init__(self) -> None:
+        self.well = False
+        self.checks = 0
+        self._checked = asyncio.Condition()
+
+    async def __call__(self, call: Call) -> None:
+        if call.method == "POST":
+            await good(call)
+            return
+        await call.json(200 if self.well else 503, {})
+        async with self._checked:
+            self.checks += 1
+            self._checked.notify_all()
+
+    async def more(self, checks: int) -> None:
+        """Waits for so many."""
+        enough = self.checks + checks
+        async with asyncio.timeout(PATIENCE), self._checked:
+            await self._checked.wait_for(lambda: self.checks >= enough)
+
+
+async def test_who_fails_his_checks_is_spared_until_he_passes_one() -> None:
+    sick = Sick()
+    async with upstream(sick) as first, upstream(good) as second:
+        often = {"resilience": {"health_check": {"interval": "10ms"}}}
+        config = _before({"first": first, "second": second}, first=often)
+        async with in_process(config) as gateway:
+            await sick.more(2)  # with the second, the first has been heard of
+            assert {_route(await gateway.chat()) for _ in range(4)} == {(200, "second/theirs", "1")}
+            sick.well = True
+            await sick.more(2)
+            routes = {_route(await gateway.chat()) for _ in range(4)}
+    assert routes == {(200, "first/theirs", "1"), (200, "second/theirs", "1")}
+    assert not [call for call in second.calls if call.method == "GET"]
+
+
+async def test_a_reload_brings_checks() -> None:
+    async with upstream(answering(200, {})) as server:
+        unchecked = _before({"up": server})
+        needs = build.Needs(Settings(**unchecked), Transport())
+        prober = resilience.make_prober(Dice(3))
+        needs.live.changed = Checks(needs.live, needs.transport, prober).changed
+        now = Current(needs, FakeClock())
+        prober.start()
+        await now.put(Settings(**_before({"up": server}, up={"resilience": {"health_check": {}}})), "2")
+        call = await server.call()
+        await prober.aclose()
+        await needs.close()
+    assert (call.method, call.path) == ("GET", "/v1/models")

@@ -8,13 +8,12 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import grpc
 import pytest
 
 from boot.conftest import Engines, Gate, Serve, Served, end_of, say
-from llmg.boot.serve import at, listen, needs_launcher, reserve
+from llmg.boot.serve import at, listen, reserve
 from llmg.boot.settings import Settings
 from llmg.boot.version import version
 from llmg.core.errors import Kind
@@ -54,20 +53,6 @@ def test_where_it_listens() -> None:
     with listen(("127.0.0.1", 0), 16) as listener:
         assert at(listener, Settings()) == f"http://127.0.0.1:{listener.getsockname()[1]}"
         assert not listener.getblocking()
-
-
-@pytest.mark.parametrize(
-    ("provider", "needs"),
-    [
-        ({"kind": "backend", "engine": "xllamacpp"}, True),
-        ({"kind": "backend", "address": "127.0.0.1:50051"}, False),
-        ({"kind": "openai", "base_url": "http://127.0.0.1/v1"}, False),
-        ({"kind": "echo"}, False),
-    ],
-)
-def test_a_launcher_only_for_engines_of_its_own(provider: dict[str, Any], needs: bool) -> None:
-    settings = Settings(providers={"p": provider})  # type: ignore[dict-item]
-    assert needs_launcher(settings) is needs
 
 
 async def test_it_closes_its_connections_to_upstreams() -> None:

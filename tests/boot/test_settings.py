@@ -28,6 +28,9 @@ from llmg.boot.settings import (
     load,
     schema_text,
 )
+from llmg.boot.settings.hedging import Hedge
+from llmg.boot.settings.limits import Redis
+from llmg.boot.settings.providers import HealthCheck, Resilience
 
 CONFIG = Path(__file__).parents[2] / "config"
 SECRET = "sk-4711-do-not-print"
@@ -129,8 +132,7 @@ def test_mappings_merge_and_all_else_replaces(cwd: Path) -> None:
           b: {targets: [{provider: demo, model: w}]}
     """
     models = read(cwd, text).models
-    assert models["a"].targets == (Target(provider="demo", model="z"),)
-    assert models["a"].embeddings is True
+    assert models["a"].targets == (Target(provider="demo", model="z", embeddings=True),)
     assert set(models) == {"a", "b"}
 
 
@@ -244,7 +246,10 @@ def test_variables_that_say_nothing(cwd: Path, env: Env) -> None:
     assert read(cwd, "", env) == Settings()
 
 
-KNOWN = "http, grpc, rest, websocket, gateway, graphql, keys, log, server, providers, models"
+KNOWN = (
+    "http, grpc, rest, websocket, gateway, graphql, keys, limits, redis, labels, tenants, admin, catalog, log, server, "
+    "providers, models"
+)
 BAD_VARIABLES = [
     ("LLMG_HTTP__SERVER_ADR", "x", "http.server_adr", "did you mean `LLMG_HTTP__SERVER_ADDR`?"),
     ("LLMG_HTPP__SERVER_ADDR", "x", "htpp", "did you mean `LLMG_HTTP__SERVER_ADDR`?"),
@@ -500,7 +505,7 @@ BAD = [
     # kinds of values
     ("http: 5", "http", "expected a mapping", ""),
     ("models: [a]", "models", "expected a mapping", ""),
-    ("models: {m: x}", "models.m", "expected a mapping", ""),
+    ("models: {m: 3}", "models.m", "expected a mapping", ""),
     ("providers: {a: x}", "providers.a", "expected a mapping", ""),
     (MODEL % "{targets: {provider: local}}", "models.fast.targets", "expected a list", ""),
     (MODEL % "{targets: [x]}", "models.fast.targets[0]", "expected a mapping", ""),
@@ -536,7 +541,15 @@ BAD = [
     (POLICY % "[p2c]", "models.fast.policy", "expected a policy's name, or a mapping with its `kind`", ""),
     (POLICY % "{kind: p2c, decy: 1s}", "models.fast.policy.decy", "unknown key", "did you mean `decay`?"),
     (POLICY % "{kind: p2c, decay: 0}", "models.fast.policy.decay", "expected more than 0, got 0", ""),
-    (POLICY % "{kind: sticky, by: ip}", "models.fast.policy.by", "expected one of user, session, got 'ip'", ""),
+    (POLICY % "{kind: sticky, by: ip}", "models.fast.policy.by", "expected one of user, session, header, got 'ip'", ""),
+    (POLICY % "{kind: sticky, by: header}", "models.fast.policy", "expected a `header`, as it goes `by` one", ""),
+    (POLICY % "{kind: sticky, header: x-a}", "models.fast.policy", "expected `by: header`, as there is a `header`", ""),
+    (
+        POLICY % "{kind: sticky, by: header, header: 'a b'}",
+        "models.fast.policy.header",
+        "expected the name of an HTTP header",
+        "",
+    ),
     (POLICY % "{kind: sticky, load_factor: 0.9}", "models.fast.policy.load_factor", "expected 1 or more, got 0.9", ""),
     (POLICY % "{kind: lowest_latency, explore: 2}", "models.fast.policy.explore", "expected 1 or less, got 2", ""),
     (
@@ -936,10 +949,16 @@ def test_the_example_is_the_default(cwd: Path) -> None:
     assert load(CONFIG / "config.example.yaml", env={}) == load(env={}, cwd=cwd)
 
 
+KEYS = {"ACME_OPENAI_KEY": "k", "WEB_KEY": "w" * 16, "OLD_KEY": "o" * 16}
+
+
 def test_the_example_shows_defaults_where_they_are_hidden(cwd: Path) -> None:
-    settings = read(cwd, uncommented(), {"OPENAI_API_KEY": "k", "MY_APP_KEY": "k" * 16})
+    settings = read(cwd, uncommented(), {"OPENAI_API_KEY": "k", "MY_APP_KEY": "k" * 16, **KEYS})
     shown = openai(settings, "openai")
-    assert shown == OpenAIProvider(kind="openai", base_url=shown.base_url, api_key=shown.api_key)
+    checked = Resilience(health_check=HealthCheck())
+    assert shown == OpenAIProvider(kind="openai", base_url=shown.base_url, api_key=shown.api_key, resilience=checked)
+    assert settings.redis == Redis(url="redis://127.0.0.1:6379/0")
+    assert settings.models["smollm2"].hedge == Hedge(after="p95")
     assert settings.providers["running"] == BackendProvider(kind="backend", address="127.0.0.1:50051")
     assert settings.providers["demo"] == EchoProvider(kind="echo")
     assert len(settings.models["fast"].targets) == 2
@@ -962,7 +981,12 @@ def test_the_example_shows_every_key() -> None:
         "providers.demo": "EchoProvider",
         "models.smollm2.targets": "Target",
         "providers.openai.timeouts": "Timeouts",
-        "providers.local.resilience": "Resilience",
+        "providers.openai.resilience.health_check": "HealthCheck",
+        "models.smollm2.hedge": "Hedge",
+        "redis": "Redis",
+        "limits": "RateLimits",
+        "admin": "Admin",
+        "tenants.acme": "Tenant",
         "providers.local.resilience.breaker": "Breaker",
         "models.smollm2.retries": "Retries",
     }
@@ -971,6 +995,8 @@ def test_the_example_shows_every_key() -> None:
     assert wanted <= shown
     backend = {path.split(".")[2] for path in shown if re.match(r"providers\.(local|running)\.", path)}
     assert backend == set(defs["BackendProvider"]["properties"])
+    kept = {path.split(".")[3] for path in shown if re.match(r"providers\.(local|openai)\.resilience\.", path)}
+    assert kept == set(defs["Resilience"]["properties"])
     model = {path.split(".")[2] for path in shown if re.match(r"models\.(smollm2|fast)\.", path)}
     assert model == set(defs["Model"]["properties"])
 

@@ -11,12 +11,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from boot.conftest import Engines, Gate, Serve, Served, end_of, say
 from llmg.boot import supervisor
+from llmg.boot.reload import Source
 from llmg.boot.serve import listen
 from llmg.boot.settings import Settings
 from support.gateway import ECHO, chat, to_upstream
@@ -247,7 +249,7 @@ def test_a_worker_whose_supervisor_died_early_ends(settings: bytes) -> None:
 
 
 async def test_a_worker_that_can_not_be_started_is_tried_again(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """As when there is no memory for one more process at the moment."""
     started = asyncio.Event()
@@ -263,7 +265,8 @@ async def test_a_worker_that_can_not_be_started_is_tried_again(
     monkeypatch.setattr(subprocess, "Popen", popen)
     monkeypatch.setattr(supervisor, "_BACKOFF", (0.0, 0.0))
     settings = Settings(server={"workers": 1}, **ECHO)  # type: ignore[arg-type]
-    supervising = asyncio.create_task(supervisor.supervise(settings, {"http": listen(("127.0.0.1", 0), 16)}))
+    source = Source(tmp_path / "absent.yaml", tmp_path, settings, (None,))
+    supervising = asyncio.create_task(supervisor.supervise(settings, {"http": listen(("127.0.0.1", 0), 16)}, source))
     async with asyncio.timeout(PATIENCE):
         await started.wait()
         os.kill(os.getpid(), signal.SIGTERM)

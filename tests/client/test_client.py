@@ -30,7 +30,7 @@ from llmg.core.events import (
 )
 from llmg.core.request import Chat, Embed, Message, Request, Text
 from llmg.core.usage import Usage
-from llmg.gatewayapi.v1 import chat_pb2, embeddings_pb2, models_pb2
+from llmg.gatewayapi.v1 import chat_pb2, embeddings_pb2, models_pb2, routing_pb2
 from llmg.ports import Answering, Provider
 from llmg.providers.echo import Echo
 from llmg.services.models import Model
@@ -63,7 +63,7 @@ def says(*batches: list[Event]) -> Scripted:
 
 
 def test_every_method_is_there() -> None:
-    files = (chat_pb2, embeddings_pb2, models_pb2)
+    files = (chat_pb2, embeddings_pb2, models_pb2, routing_pb2)
     services = [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
     wanted = {
         f"/{service.full_name}/{method.name}": (

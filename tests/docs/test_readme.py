@@ -98,7 +98,10 @@ def test_the_configuration_is_valid(tmp_path: Path) -> None:
     path.write_text(config, encoding="utf-8")
     settings = load(path, env={"OPENAI_API_KEY": "sk-x"})
     assert set(settings.models) == set(yaml.safe_load(config)["models"])
-    path.write_text(block("yaml", "keys:"), encoding="utf-8")
+    path.write_text(config + block("yaml", "tenants:"), encoding="utf-8")
+    settings = load(path, env={"OPENAI_API_KEY": "sk-x", "WEB_KEY": "k" * 20})
+    assert settings.tenants["acme"].limits.max_concurrent == 20
+    path.write_text(block("yaml", "my-app:"), encoding="utf-8")
     settings = load(path, env={"MY_APP_KEY": "k" * 20})
     assert set(settings.keys) == {"my-app"}
     assert settings.grpc.tls is not None

@@ -301,6 +301,14 @@ async def test_a_key_in_grpc_metadata_opens() -> None:
             assert (await gateway.post(WHOLE, CHAT, {**JSON, **header})).status == 200
 
 
+async def test_headers_that_are_no_metadata_are_known_in_process() -> None:
+    provider = Scripted(saying("Hello"), saying("Hello"), saying("Hello"))
+    async with our_gateway(IN_PROCESS, provider) as gateway:
+        for given in ({"X-Own": "a"}, {"Grpc-Metadata-X-Own": "b", "X-Own": "a"}, {}):
+            assert (await gateway.post(WHOLE, CHAT, {**JSON, **given})).status == 200
+    assert [call.context.header("x-own") for call in provider.calls] == ["a", "b", None]
+
+
 class Routed(Scripted):
     """Says where the answer comes from, as a router does."""
 
@@ -325,6 +333,21 @@ async def test_the_way_of_a_request(where: str, stream: bool) -> None:
     # Of a stream elsewhere it is known too late for the head.
     known = ("p/b", "2") if not stream or where == IN_PROCESS else (None, None)
     assert (response.headers.get("x-llmg-route"), response.headers.get("x-llmg-attempts")) == known
+
+
+@BOTH
+async def test_the_way_of_a_request_whose_deadline_passes(stream: bool) -> None:
+    async with our_gateway(IN_PROCESS, Routed(Script(at_enter=Gate()))) as gateway:
+        response = await gateway.post(path(stream=stream), CHAT, {**JSON, "Grpc-Timeout": "20m"})
+    assert response.status == 504
+    assert response.headers["x-llmg-route"] == "p/b"
+
+
+@WHERE
+async def test_the_way_of_a_request_that_fails(where: str) -> None:
+    async with our_gateway(where, Routed(Script(at_enter=Failure(Kind.OVERLOADED, "busy")))) as gateway:
+        response = await gateway.post(WHOLE, CHAT, JSON)
+    assert (response.status, response.headers["x-llmg-route"], response.headers["x-llmg-attempts"]) == (503, "p/b", "2")
 
 
 @WHERE

@@ -238,6 +238,8 @@ async def test_the_route_is_told() -> None:
         response = await door.post({"query": CHAT, "variables": asking()})
     assert response.headers["x-llmg-route"] == "p/???x: y"
     assert "x-llmg-attempts" not in response.headers  # it was the first
+    told = {"requestId": response.headers["x-request-id"], "route": "p/???x: y", "attempts": 1}
+    assert response.json()["extensions"] == told
 
 
 @pytest.mark.parametrize("accept", ["application/json", EVENTS])

@@ -9,10 +9,12 @@ from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 from strawberry.types.graphql import OperationType
 
 from llmg.core import events
+from llmg.core.context import no_header
 from llmg.core.events import Batch
 from llmg.core.usage import Usage
 from llmg.doors.graphql import execution
-from llmg.doors.graphql.schema import Asking, Gateway, Schema, make_schema
+from llmg.doors.graphql.asking import Asking, Gateway
+from llmg.doors.graphql.schema import Schema, make_schema
 from llmg.testing.scripted import Scripted
 from support.doors import admission, some_models
 
@@ -46,7 +48,7 @@ SELECTIONS = {
 async def answers(schema: Schema, query: str, batches: tuple[Batch, ...]) -> list[tuple[Any, Any]]:
     """(data, errors) of each payload."""
     pipeline = Scripted(batches)
-    asking = Asking(Gateway(pipeline, some_models(), admission()), "req_1", None)
+    asking = Asking(Gateway(pipeline, some_models(), admission()), "req_1", no_header)
     results: Any = await schema.stream(query, context_value=asking, allowed_operation_types=frozenset(OperationType))
     return [(r.data, [error.formatted for error in r.errors or ()]) async for r in results]
 

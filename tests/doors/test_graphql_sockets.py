@@ -17,11 +17,13 @@ from websockets.typing import Subprotocol
 
 from graph import serving as another
 from graph.serving import CHAT, MODEL, STREAM, Door, asking, find
+from llmg.core.context import Attempt, Context
 from llmg.core.errors import Failure, Kind
 from llmg.core.events import Delta
+from llmg.core.request import Chat, Request, Text
 from llmg.doors.graphql.app import make_graphql
 from llmg.doors.rest.app import Routes, make_door
-from llmg.ports import Provider
+from llmg.ports import Answering, Provider
 from llmg.providers.echo import Echo
 from llmg.services.models import Models
 from llmg.testing.scripted import Gate, Scripted, saying
@@ -129,6 +131,37 @@ async def test_any_operation(serving: Serving) -> None:
         answer = (await it.receive())["payload"]["data"]["createChatCompletion"]
         assert answer["choices"] == [{"text": "Hello there"}]
         assert (await it.receive())["type"] == "complete"
+
+
+class Routed(Scripted):
+    """Says where each request goes: to a model of its text's name."""
+
+    def open(self, request: Request, context: Context, /) -> Answering:
+        """See `ports.Provider`."""
+        assert isinstance(request, Chat)
+        (part,) = request.messages[0].parts
+        assert isinstance(part, Text)
+        context.trail.append(Attempt(provider="p", model=part.text, started=0.0))
+        return super().open(request, context)
+
+
+@BOTH
+async def test_each_operation_is_told_its_own_way_once(serving: Serving, protocol: str) -> None:
+    gate = Gate()
+    async with serving(Routed([gate, *saying("Hello", " there")])) as door, client(door, protocol) as it:
+        for id in ("a", "b"):
+            await it.subscribe(id=id, **asking(id))
+        gate.open()
+        told: dict[str, list[dict[str, Any]]] = {"a": [], "b": []}
+        ended = 0
+        while ended < 2:
+            message = await it.receive()
+            ended += message["type"] == "complete"
+            if "extensions" in message.get("payload", {}):
+                told[message["id"]].append(message["payload"]["extensions"])
+    for id, (extensions,) in told.items():
+        assert (extensions["route"], extensions["attempts"]) == (f"p/{id}", 1)
+    assert told["a"][0]["requestId"] != told["b"][0]["requestId"]
 
 
 @BOTH

@@ -35,8 +35,9 @@ from llmg.core.request import Chat, Embed, Request
 from llmg.core.usage import Usage
 from llmg.doors.grpc import server as server_module
 from llmg.doors.grpc.errors import CODES, details
+from llmg.doors.grpc.served import DESCRIPTORS
 from llmg.doors.grpc.server import SERVICES, GrpcServer, Limits
-from llmg.doors.grpc.services import DESCRIPTORS, Inference
+from llmg.doors.grpc.services import Inference
 from llmg.gatewayapi.v1 import chat_pb2 as pb
 from llmg.gatewayapi.v1 import embeddings_pb2, models_pb2
 from llmg.gatewayapi.v1.chat_pb2_grpc import ChatServiceStub

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 import pytest
 
-from llmg.core.context import ANONYMOUS
+from llmg.core.context import ANONYMOUS, Principal
 from llmg.core.errors import Failure, Kind
-from llmg.services.admission import Keys, bearer
+from llmg.routing.catalog import EVERYBODY, Catalog, Key
+from llmg.services.admission import Authenticator, bearer, digest
+from llmg.testing.clocks import FakeClock
 from llmg.testing.scripted import Scripted, saying
-from support.doors import rest_door
+from support.doors import admission, rest_door
 from support.gateway import chat
 
 KEY, OTHER = "key-" + "a" * 20, "key-" + "b" * 20
@@ -35,20 +37,30 @@ def test_where_a_key_stands(authorization: str | None, api_key: str | None, key:
     assert bearer(authorization, api_key) == key
 
 
-def test_keys_have_names() -> None:
-    keys = Keys(KEYS)
-    assert keys.authenticate(KEY).key_id == "app"
-    assert keys.authenticate(OTHER).key_id == "batch"
+def test_each_key_is_somebodys() -> None:
+    let_in = admission(KEYS)
+    assert let_in.principal(f"Bearer {KEY}", None).key_id == "app"
+    assert let_in.principal(None, OTHER).key_id == "batch"
     for wrong in (None, "", KEY[:-1], KEY + "a", "\udcff"):
         with pytest.raises(Failure) as caught:
-            keys.authenticate(wrong)
+            let_in.principal(None, wrong)
         assert caught.value.kind is Kind.UNAUTHENTICATED
         assert KEY not in caught.value.message
 
 
 def test_without_keys_everybody_is_nobody() -> None:
-    assert Keys({}).authenticate(None) is ANONYMOUS
-    assert Keys({}).authenticate("whatever") is ANONYMOUS
+    assert admission().principal(None, None) is ANONYMOUS
+    assert admission().principal(None, "whatever") is ANONYMOUS
+
+
+def test_the_catalog_may_be_exchanged_at_any_time() -> None:
+    known = Catalog(keys={digest(KEY): Key(Principal(key_id="app"))})
+    catalogs = iter([known, Catalog(), EVERYBODY])
+    keys = Authenticator(lambda: next(catalogs), FakeClock())
+    assert keys.authenticate(KEY).key_id == "app"
+    with pytest.raises(Failure, match="not valid"):
+        keys.authenticate(KEY)
+    assert keys.authenticate(KEY) is ANONYMOUS
 
 
 @pytest.mark.parametrize("headers", [{"Authorization": f"Bearer {KEY}"}, {"X-Api-Key": KEY}, {"x-api-key": OTHER}])

@@ -15,7 +15,8 @@ from uvicorn.server import ServerState
 from llmg.core.context import SILENT
 from llmg.doors.rest.app import make_door, openai_routes
 from llmg.doors.rest.inference import ChatCompletions, Embeddings
-from llmg.services.admission import Admission, Keys
+from llmg.routing.catalog import EVERYBODY
+from llmg.services.admission import Admission, Authenticator
 from llmg.services.models import Models
 from llmg.testing.clocks import FakeClock
 from llmg.testing.ids import CountingIds
@@ -29,7 +30,7 @@ both = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 @asynccontextmanager
 async def plain(provider: Scripted) -> AsyncIterator[Gateway]:
     """The door before this provider, on uvicorn's own protocol."""
-    admission = Admission(Keys({}), FakeClock(), CountingIds(), SILENT)
+    admission = Admission(Authenticator(lambda: EVERYBODY, FakeClock()), FakeClock(), CountingIds(), SILENT)
     door = make_door(
         openai_routes(
             chat=ChatCompletions(provider, admission, 1 << 20, 10.0),

@@ -502,7 +502,8 @@ async def test_a_bad_frame_is_told_and_does_no_harm(frame: Any, id: str | None, 
 async def test_what_is_allowed_is_listed() -> None:
     async with websocket_door(Scripted()) as door, client(door) as it:
         await it.send(type="sing", id="1")
-        assert (await it.problem()).error.message == "invalid 'type': 'sing' is none of init, start, cancel, ping"
+        told = (await it.problem()).error.message
+        assert told == "invalid 'type': 'sing' is none of init, start, explain, cancel, ping"
         await it.send(type="start", id="1", operation="sing", request={})
         told = (await it.problem()).error.message
         assert told == "invalid 'operation': 'sing' is none of chat.completions, embeddings"

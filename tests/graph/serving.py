@@ -17,13 +17,25 @@ from llmg.core.errors import Failure, Kind
 from llmg.doors.graphql.app import make_graphql
 from llmg.ports import Provider
 from llmg.providers.echo import Echo
-from llmg.services.admission import Admission, Keys
+from llmg.routing import router as routing
+from llmg.routing.catalog import EVERYBODY
+from llmg.routing.policies import RoundRobin
+from llmg.services.admission import Admission, Authenticator
+from llmg.services.explain import Explain
 from llmg.services.models import Model, Models
 from llmg.testing.clocks import FakeClock
 from llmg.testing.ids import CountingIds
 from support.http import PATIENCE, Response, connect
 
 MODEL = Model(id="m", created=1_700_000_000, owner="echo", operations=("chat", "embed"))
+ROUTES = routing.Models(
+    {
+        "m": routing.Group(
+            name="m", targets=(routing.Target(provider="echo", model="m", inner=Echo()),), policy=RoundRobin()
+        )
+    },
+    {},
+)
 CHAT = "mutation ($input: ChatInput!) { createChatCompletion(input: $input) { id model choices { text } } }"
 STREAM = """subscription ($input: ChatInput!) { chatCompletion(input: $input) {
   text events { __typename ... on Delta { part delta: text } ... on Finished { reason } } } }"""
@@ -94,8 +106,8 @@ async def serving(
     app = make_graphql(
         pipeline=provider or Echo(),
         models=Models(lambda _: [MODEL], find),
-        admission=Admission(Keys({}), FakeClock(), CountingIds(), SILENT),
-        **options,
+        admission=Admission(Authenticator(lambda: EVERYBODY, FakeClock()), FakeClock(), CountingIds(), SILENT),
+        **{"explain": Explain(lambda _: ROUTES, FakeClock()), **options},
     )
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

@@ -51,6 +51,11 @@ def _lengths(messages: Messages) -> Any:
     return [len(one["values"]) for one in messages[0]["embeddings"]]
 
 
+def _asked_first(messages: Messages) -> Any:
+    first = messages[0]["stages"][0]["targets"][0]
+    return first["provider"], first["model"], first["place"]
+
+
 EXAMPLES: Final[Mapping[str, Example]] = {
     "llmg.gatewayapi.v1.ChatService/CreateChatCompletion": Example(
         chat(), _completed, ("Hello there, 世界", "FINISH_REASON_STOP")
@@ -65,4 +70,5 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     "llmg.gatewayapi.v1.ModelService/GetModel": Example(
         {"id": "m"}, lambda messages: messages[0]["model"]["operations"], ["chat", "embed"]
     ),
+    "llmg.gatewayapi.v1.RoutingService/ExplainRoute": Example(chat(), _asked_first, ("echo", "m", 1)),
 }

@@ -24,7 +24,7 @@ from llmg.core.events import Embeddings, Event, Notice, check
 from llmg.core.request import Chat, Embed, Message, Sampling, Text, Tool
 from llmg.launcher.local import free_port
 from llmg.ports import Running
-from llmg.providers.backend import Backend, Channels, Elsewhere, Place
+from llmg.providers.backend import Backend, Channels, Elsewhere, Place, Reach
 from llmg.testing.conformance import a_context, assert_conforms, collect
 from support.http import PATIENCE
 
@@ -534,3 +534,53 @@ async def test_the_first_failure_of_several_is_told() -> None:
     async with backend(fake) as made:
         failure = await failure_of(made, Embed(model="m", inputs=("a", "bad", "c")))
     assert (failure.kind, failure.message) == (Kind.INVALID_REQUEST, "that text is bad")
+
+
+# -- whether it is there --------------------------------------------------------------------------------------------
+
+
+class Examined(Fake):
+    """A backend that says this when it is asked for its health."""
+
+    def __init__(self, says: bytes | Code) -> None:
+        super().__init__()
+        self._says = says
+
+    async def Health(self, request: pb.HealthMessage, context: Servicing) -> pb.Reply:
+        if isinstance(self._says, Code):
+            raise StatusError(self._says, "the inner reason")
+        return pb.Reply(message=self._says)
+
+
+async def reached(address: str, token: str = TOKEN) -> Kind | None:
+    """What its health check finds."""
+    channels = Channels()
+    try:
+        await Reach(channels, address, token)()
+    except Failure as failure:
+        return failure.kind
+    finally:
+        await channels.close()
+    return None
+
+
+@pytest.mark.parametrize(
+    ("says", "found"),
+    [
+        (b"OK", None),
+        (b"loading", Kind.UPSTREAM_UNAVAILABLE),
+        (Code.UNIMPLEMENTED, None),
+        (Code.RESOURCE_EXHAUSTED, None),
+        (Code.PERMISSION_DENIED, None),
+        (Code.INTERNAL, Kind.UPSTREAM_ERROR),
+        (Code.UNAVAILABLE, Kind.UPSTREAM_UNAVAILABLE),
+    ],
+)
+@pytest.mark.parametrize("token", [TOKEN, "not-that-one"])
+async def test_who_is_there(says: bytes | Code, found: Kind | None, token: str) -> None:
+    async with await servicer.start(Examined(says), token=TOKEN) as running:
+        assert await reached(running.address, token) is (found if token == TOKEN else None)
+
+
+async def test_nobody_is_there() -> None:
+    assert await reached(f"127.0.0.1:{free_port()}") is Kind.UPSTREAM_UNAVAILABLE

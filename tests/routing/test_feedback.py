@@ -10,6 +10,7 @@ import pytest
 from llmg.core.errors import Failure, Kind
 from llmg.core.request import Chat, Message, Text
 from llmg.ports import Asked
+from llmg.routing.policies.base import First
 from llmg.routing.router import Group, Models, Router, Target
 from llmg.testing.clocks import FakeClock
 from llmg.testing.conformance import a_context, collect
@@ -19,7 +20,7 @@ GOOD = saying("hello")
 DOWN = Failure(Kind.UPSTREAM_UNAVAILABLE, "words")
 
 
-class Told:
+class Told(First):
     """A policy that takes the first, and remembers what it was asked and told."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from llmg.core.errors import FAILS_OVER, Failure, Kind
 from llmg.routing.breaker import Limits, State
-from llmg.routing.health import COOLS, VERDICTS, Health, Verdict, fittest, unfit
+from llmg.routing.health import COOLS, VERDICTS, Health, Status, Verdict, fittest, spare, unfit
 
 NOW = 1000.0
 TOUCHY = Limits(consecutive=1, open_for=5.0)
@@ -176,3 +176,101 @@ def test_why_nobody_is_fit_and_until_when() -> None:
     failure = unfit([Spot(_cooling(7.0, Kind.UPSTREAM_UNAVAILABLE))], [0], NOW)
     assert (failure.kind, failure.retry_after) == (Kind.UPSTREAM_UNAVAILABLE, 7.0)
     assert "left alone" in failure.message
+
+
+# -- health checks --------------------------------------------------------------------------------------------------
+
+
+def _down() -> Health:
+    health = Health()
+    health.checked(passed=False, down=True)
+    return health
+
+
+def test_who_is_down_is_asked_only_when_no_other_is_left() -> None:
+    targets = [Spot(_down()), Spot(Health()), Spot(_down())]
+    assert list(fittest(targets, [0, 1, 2], NOW)) == [1]
+    assert list(fittest(targets, [0, 2], NOW)) == [0, 2]
+
+
+def test_rather_than_one_whose_circuit_is_open() -> None:
+    targets = [Spot(_open()), Spot(_down())]
+    assert list(fittest(targets, [0, 1], NOW)) == [1]
+    assert list(fittest(targets, [0, 1], NOW + 5)) == [0]
+
+
+def test_a_check_that_passes_brings_back() -> None:
+    health = _down()
+    assert not health.fit(NOW)
+    health.checked(passed=True, down=False)
+    assert health.calm
+
+
+def test_and_has_an_open_circuit_tried_out_before_its_time() -> None:
+    health = _open()
+    health.checked(passed=True, down=False)
+    assert health.status(NOW).circuit is State.HALF_OPEN
+    assert health.fit(NOW)
+    health.begin()
+    assert not health.fit(NOW)
+
+
+def test_but_only_once_if_the_target_fails_all_the_same() -> None:
+    health = _open()
+    for _ in range(2):
+        health.checked(passed=True, down=False)
+        if health.status(NOW).circuit is State.HALF_OPEN:
+            _end(health, Kind.UPSTREAM_ERROR)
+    assert health.status(NOW).circuit is State.OPEN
+    health.checked(passed=False, down=False)  # now it sees what is wrong
+    health.checked(passed=True, down=False)
+    assert health.status(NOW).circuit is State.HALF_OPEN
+
+
+def test_once_more_when_it_had_been_well_meanwhile() -> None:
+    health = _open()
+    health.checked(passed=True, down=False)
+    _end(health, None)
+    health.checked(passed=True, down=False)
+    _end(health, Kind.UPSTREAM_ERROR)
+    assert health.status(NOW).circuit is State.OPEN
+    health.checked(passed=True, down=False)
+    assert health.status(NOW).circuit is State.HALF_OPEN
+
+
+def test_no_check_shortens_a_cooldown() -> None:
+    health = _cooling()
+    health.checked(passed=True, down=False)
+    assert not health.fit(NOW)
+
+
+# -- what is known, and what need not be asked ----------------------------------------------------------------------
+
+
+def test_the_status_of_one_that_is_well() -> None:
+    health = Health()
+    health.waiting = lambda: 2
+    for _ in range(5):
+        health.begin()
+    assert health.status(NOW) == Status(
+        circuit=State.CLOSED, opened=0, cooling=0.0, down=False, retry_after=0.0, in_flight=3, queued=2
+    )
+
+
+def test_the_status_of_one_in_trouble() -> None:
+    health = _end(_open(), Kind.UPSTREAM_RATE_LIMITED, NOW, 7.0)
+    health.checked(passed=False, down=True)
+    _end(health, Kind.UPSTREAM_ERROR, NOW + 1)
+    before = health.breaker.state
+    assert health.status(NOW + 2) == Status(
+        circuit=State.OPEN, opened=2, cooling=5.0, down=True, retry_after=5.0, in_flight=0, queued=0
+    )
+    assert health.breaker.state is before
+
+
+def test_who_may_be_asked_though_he_need_not() -> None:
+    full = Health()
+    full.crowded(True)
+    targets = [Spot(health) for health in (Health(), full, _open(), _cooling(), _down(), _open(NOW - 9))]
+    assert spare(targets, range(6), NOW) == [0, 5]
+    assert spare(targets, [1, 2, 3, 4], NOW) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections import Counter
@@ -51,6 +52,9 @@ class Asking:
         self.input_tokens = input_tokens
         self.output_tokens = output_tokens
         self._prompt = prompt
+
+    def header(self, name: str, /) -> str | None:
+        return None
 
     def blocks(self, size: int, /) -> Sequence[int]:
         return self._prompt
@@ -166,6 +170,86 @@ def test_always_one_of_the_candidates_whatever_it_was_told(kind: str, seed: int,
             if ok:
                 policy.first_event(over, dice.random())
             policy.ended(over, dice.random(), ok)
+
+
+# Ranks
+
+
+def _turns(seed: int, count: int, turns: int) -> Iterator[tuple[dict[str, Policy], list[int], Asking]]:
+    """Two of each policy that have gone through the same, and what they are asked next: again and again."""
+    dice, clock = random.Random(seed), FakeClock()
+    one, other = (_some(clock, random.Random(seed), count) for _ in range(2))
+    for each, own in ((one, random.Random(seed)), (other, random.Random(seed))):
+        each["lowest_latency"] = LowestLatency(count, clock, own, explore=0.0)
+    running: dict[str, list[int]] = {kind: [] for kind in one}
+    for _ in range(turns):
+        candidates = sorted(dice.sample(range(count), dice.randint(1, count)))
+        asking = Asking(dice.choice([None, "a", "b"]), None, dice.randint(1, 99), 9, range(dice.randint(0, 12)))
+        yield one, candidates, asking
+        for kind, policy in one.items():
+            chosen = policy.choose(candidates, asking)
+            assert other[kind].choose(candidates, asking) == chosen, f"{kind}: ranking has changed something"
+            running[kind].append(chosen)
+            over = running[kind].pop(0) if len(running[kind]) > 5 else None
+            for each in (one[kind], other[kind]):
+                each.started(chosen)
+                each.first_event(chosen, 0.1 * chosen)
+                if over is not None:
+                    each.ended(over, 1.0, over % 3 != 0)
+        clock.advance(dice.choice([0.0, 0.1, 7.0]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), count=st.integers(1, 8))
+def test_ranks_are_the_order_of_choice_and_change_nothing(seed: int, count: int) -> None:
+    by_chance = {"random", "p2c"}
+    for policies, candidates, asking in _turns(seed, count, 30):
+        for kind, policy in policies.items():
+            ranked = [one.index for one in policy.rank(candidates, asking)]
+            assert sorted(ranked) == candidates
+            if kind in by_chance:
+                continue
+            trial, order, left = copy.deepcopy(policy), [], list(candidates)
+            while left and (not order or kind != "prefix"):  # what is sent to a target is remembered of it
+                order.append(trial.choose(left, asking))
+                left.remove(order[-1])
+            assert ranked[: len(order)] == order, kind
+
+
+@pytest.mark.parametrize("kind", ["random", "p2c"])
+@pytest.mark.parametrize("candidates", [[0, 1, 2, 3], [1, 3], [2]])
+def test_the_score_of_chance_is_the_odds(kind: str, candidates: list[int]) -> None:
+    policy = _some(FakeClock(), random.Random(5), 4)[kind]
+    for index, busy in enumerate([3, 0, 0, 1]):
+        for _ in range(busy):
+            policy.started(index)
+    ranked = policy.rank(candidates, ANY)
+    picks = Counter(policy.choose(candidates, ANY) for _ in range(20_000))
+    odds = {one.index: one.score for one in ranked}
+    assert {index: picks[index] / 20_000 for index in candidates} == pytest.approx(odds, abs=0.015)
+    assert [one.score for one in ranked] == sorted(odds.values(), key=lambda score: -(score or 0))
+
+
+def test_each_policy_says_its_name_and_why() -> None:
+    said = {
+        kind: policy.rank(range(3), Asking("s", "u"))[0].why
+        for kind, policy in _some(FakeClock(), random.Random(1), 3).items()
+    }
+    assert {kind: policy.kind for kind, policy in _some(FakeClock(), random.Random(1), 3).items()} == {
+        k: k for k in said
+    }
+    assert said == {
+        "weighted": "credit with this turn's weight of 3",
+        "round_robin": "its turn",
+        "random": "share 0.500",
+        "least_busy": "0 in flight / weight 3",
+        "p2c": "odds 0.667: no latency known yet x 1 / weight 3",
+        "lowest_latency": "not tried yet",
+        "lowest_cost": "cost 0.00051 USD, 0 in flight / weight 3",
+        "priority": "tier 0, least_busy: 0 in flight / weight 1",
+        "sticky": "next on the ring, 0 in flight of at most 1",
+        "prefix": "has seen 0 of 0 blocks, 0 in flight / weight 3",
+    }
 
 
 def _flight(policy: Policy, steps: int, dice: random.Random, asking: Callable[[], Asking], count: int) -> int:

@@ -65,8 +65,60 @@ def failed(kind: Kind, path: str | None, retry_after: float | None = None) -> To
     return Told(failure=kind, field=field, retry_after=retry_after)
 
 
+class Way(Struct, frozen=True, kw_only=True):
+    """What a client learns of the way of its request. `times` in milliseconds: in queues, and of upstreams. `limits`:
+    limit, what remains, and the seconds until all of it is there again."""
+
+    route: str | None = None
+    policy: str | None = None
+    attempts: int = 1
+    times: tuple[float, float] | None = None
+    limits: Mapping[str, tuple[int, int, float]] = {}
+
+
+def by_headers(headers: Mapping[str, str | bytes]) -> Way:
+    """By headers, or by metadata."""
+    given = {name: value for name, value in headers.items() if isinstance(value, str)}
+    found = re.fullmatch(r"queue;dur=([\d.]+), upstream;dur=([\d.]+)", given.get("server-timing", ""))
+    limits = {
+        kind: tuple(given[f"x-ratelimit-{what}-{kind}"] for what in ("limit", "remaining", "reset"))
+        for kind in ("requests", "tokens")
+        if f"x-ratelimit-limit-{kind}" in given
+    }
+    return Way(
+        route=given.get("x-llmg-route"),
+        policy=given.get("x-llmg-policy"),
+        attempts=int(given.get("x-llmg-attempts", 1)),
+        times=None if found is None else (float(found[1]), float(found[2])),
+        limits={kind: (int(limit), int(left), _seconds(reset)) for kind, (limit, left, reset) in limits.items()},
+    )
+
+
+def _seconds(text: str) -> float:
+    """Of `6m0s`, `1.5s`, `120ms`."""
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+    assert re.fullmatch(r"([\d.]+(h|ms|m|s))+", text), text
+    return sum(float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)(h|ms|m|s)", text))
+
+
+def by_facts(facts: Mapping[str, Any]) -> Way:
+    """By what frames and `extensions` tell, in JSON."""
+    given = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(): value for name, value in facts.items()}
+    return Way(
+        route=given.get("route"),
+        policy=given.get("policy"),
+        attempts=given.get("attempts", 1),
+        times=(given["queue_ms"], given["upstream_ms"]) if "queue_ms" in given else None,
+        limits={
+            kind: (one["limit"], one["remaining"], one["reset"]) for kind, one in given.get("rate_limits", {}).items()
+        },
+    )
+
+
 class Reading(ABC):
-    """An answer under way."""
+    """An answer under way. `way`: what was told of its way, when it has come to its end."""
+
+    way = Way()
 
     @abstractmethod
     async def some(self) -> None:

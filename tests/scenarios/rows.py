@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from google.protobuf.json_format import ParseDict
 from msgspec import UNSET, Struct
 
 from llmg.core.errors import Failure, Kind
 from llmg.core.events import Closed, Delta, Event, Finished, Opened, PartKind, Reason, Started, TokenLogprob
 from llmg.core.usage import Usage
-from llmg.testing.scripted import Script, Step, saying
+from llmg.gatewayapi.v1.chat_pb2 import Chat
+from llmg.ports import Profile
+from llmg.routing.ability import Demand
+from llmg.routing.policies.base import First
+from llmg.routing.policies.view import View
+from llmg.routing.router import Group, Target
+from llmg.testing.conformance import a_context
+from llmg.testing.scripted import Script, Scripted, Step, saying
+from llmg.wire.gateway import decode_chat
 from scenarios.asking import Asked, Told, asked
 
 
@@ -68,6 +77,16 @@ def refused(field: str, *, openai: Mapping[str, Any], gateway: Mapping[str, Any]
     )
 
 
+def unable(capability: str, field: str, *, openai: Mapping[str, Any], gateway: Mapping[str, Any]) -> Scenario:
+    """A request that no target of the model can answer, as the router refuses it, because of this field."""
+    asks = asked(openai=openai, gateway=gateway)
+    request, context = decode_chat(ParseDict(asks.gateway, Chat()), stream=False), a_context()
+    target = Target(provider="p", model="x", inner=Scripted(), profile=Profile(lacks=frozenset({capability})))
+    group = Group(name="m", targets=(target,), policy=First())
+    failure = Demand(request, View(request, context), context).failure(group)
+    return Scenario(script=Script(at_open=failure), told=Told(failure=Kind.INVALID_REQUEST, field=field), asked=asks)
+
+
 RIVALS: dict[str, Any] = {"logprobs": True, "top_logprobs": 1}
 CALLS: list[list[Event]] = [
     [Opened(0, 0, "tool", "call_a", "weather"), Opened(0, 1, "tool", "call_b", "time")],
@@ -75,6 +94,42 @@ CALLS: list[list[Event]] = [
     [Delta(0, 1, "{}"), Delta(0, 0, ' "Bern"}')],
     [Closed(0, 0), Closed(0, 1), Finished(0, "tool_calls")],
 ]
+PICTURE: dict[str, Any] = {
+    "openai": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "?"},
+                    {"type": "image_url", "image_url": {"url": "https://a.example/b.png", "detail": "low"}},
+                ],
+            }
+        ]
+    },
+    "gateway": {
+        "messages": [
+            {
+                "role": "ROLE_USER",
+                "parts": [
+                    {"text": {"text": "?"}},
+                    {"image": {"url": "https://a.example/b.png", "detail": "low"}},
+                ],
+            }
+        ]
+    },
+}
+TOOL: dict[str, Any] = {
+    "openai": {
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}],
+        "tool_choice": {"type": "function", "function": {"name": "weather"}},
+        "parallel_tool_calls": False,
+    },
+    "gateway": {
+        "tools": [{"name": "weather", "parameters": {"type": "object"}}],
+        "toolChoice": {"mode": "MODE_NAMED", "name": "weather"},
+        "parallelToolCalls": False,
+    },
+}
 SCENARIOS: dict[str, Scenario] = {
     "plain text": Scenario(
         script=Script(steps=saying("Hello", " there")), told=Told(choices=(choice(part("text", "Hello there")),))
@@ -175,18 +230,7 @@ SCENARIOS: dict[str, Scenario] = {
         },
         gateway={"outputFormat": {"schema": {"name": "place", "schema": {"type": "object"}, "strict": True}}},
     ),
-    "a tool to choose": takes(
-        openai={
-            "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}],
-            "tool_choice": {"type": "function", "function": {"name": "weather"}},
-            "parallel_tool_calls": False,
-        },
-        gateway={
-            "tools": [{"name": "weather", "parameters": {"type": "object"}}],
-            "toolChoice": {"mode": "MODE_NAMED", "name": "weather"},
-            "parallelToolCalls": False,
-        },
-    ),
+    "a tool to choose": takes(**TOOL),
     "a tool's answer": takes(
         openai={
             "messages": [
@@ -206,30 +250,7 @@ SCENARIOS: dict[str, Scenario] = {
             ]
         },
     ),
-    "a picture": takes(
-        openai={
-            "messages": [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "text", "text": "?"},
-                        {"type": "image_url", "image_url": {"url": "https://a.example/b.png", "detail": "low"}},
-                    ],
-                }
-            ]
-        },
-        gateway={
-            "messages": [
-                {
-                    "role": "ROLE_USER",
-                    "parts": [
-                        {"text": {"text": "?"}},
-                        {"image": {"url": "https://a.example/b.png", "detail": "low"}},
-                    ],
-                }
-            ]
-        },
-    ),
+    "a picture": takes(**PICTURE),
     "how to draw tokens": takes(
         openai={
             "temperature": 0.5,
@@ -297,4 +318,7 @@ SCENARIOS: dict[str, Scenario] = {
         openai={"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}]},
         gateway={"messages": [{"role": "ROLE_USER", "parts": [{"image": {"url": ""}}]}]},
     ),
+    # what no target can do
+    "a picture for a model that can't see": unable("vision", "messages", **PICTURE),
+    "tools for a model that can't call them": unable("tools", "tools", **TOOL),
 }

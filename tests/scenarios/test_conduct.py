@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 from llmg.boot.system import SystemClock
-from llmg.core.context import Context
-from llmg.core.errors import Kind
+from llmg.core.context import Attempt, Context
+from llmg.core.errors import Failure, Kind
 from llmg.core.events import Batch, Closed, Delta, Finished, Opened, Started
+from llmg.core.levels import Rate, Rates
 from llmg.core.request import Request
 from llmg.ports import Answering, Provider
 from llmg.routing.router import Models, Router
 from llmg.routing.timeouts import Limits, Timeouts
 from llmg.testing.scripted import Gate, Script, Scripted, saying
-from scenarios.asking import Client, Door, Told, asked, failed
+from scenarios.asking import Client, Door, Told, Way, asked, failed
 from scenarios.columns import DOORS, STREAMS
 from support.http import PATIENCE
 
@@ -62,6 +63,47 @@ async def test_a_session(door: Door) -> None:
     async with at(door, provider) as client:
         assert (await client.ask(asked())).failure is None
     assert [call.context.session for call in provider.calls] == ["s-1", None]
+    assert [call.context.header("x-llmg-session") for call in provider.calls] == ["s-1", None]
+
+
+class Routed(Scripted):
+    """A provider that tells how it was reached, as the router does, and what is left, as limits do."""
+
+    def open(self, request: Request, context: Context, /) -> Answering:
+        """See `ports.Provider`."""
+        tried = Attempt(provider="p", model="a", started=7.0, ended=7.1, group="m", policy="weighted")
+        answers = Attempt(
+            provider="p", model="b", started=7.1, queued=0.02, committed=7.6, group="m", policy="weighted"
+        )
+        context.trail += [tried, answers]
+        context.rates = Rates(requests=Rate(600, 599, 0.1), tokens=Rate(100_000, 64_000, 21.6))
+        return super().open(request, context)
+
+
+WAY = Way(
+    route="p/b",
+    policy="weighted",
+    attempts=2,
+    times=(20.0, 580.0),  # from the first attempt on
+    limits={"requests": (600, 599, 0.1), "tokens": (100_000, 64_000, 21.6)},
+)
+
+
+@through_each
+@pytest.mark.parametrize("failure", [None, Failure(Kind.RATE_LIMITED, "too many", retry_after=2.0)])
+async def test_the_way_is_told_the_same(door: Door, failure: Failure | None) -> None:
+    provider = Routed(Script(steps=saying("hi"), at_enter=failure))
+    async with at(door, provider) as client, client.begin(asked()) as reading:
+        told = await reading.rest()
+        assert told.failure == (None if failure is None else failure.kind)
+        assert reading.way == WAY
+
+
+@through_each
+async def test_no_way_is_told_of_a_request_that_went_none(door: Door) -> None:
+    async with at(door, Scripted(saying("hi"))) as client, client.begin(asked()) as reading:
+        await reading.rest()
+        assert reading.way == Way()
 
 
 @through_each

@@ -20,17 +20,21 @@ from llmg.core.errors import Failure, Kind
 from llmg.doors.gateway.app import make_gateway
 from llmg.doors.gateway.inprocess import InProcess
 from llmg.doors.graphql.app import make_graphql
+from llmg.doors.grpc.served import DESCRIPTORS, handlers
 from llmg.doors.grpc.server import GrpcServer, Limits
-from llmg.doors.grpc.services import DESCRIPTORS, Inference, handlers
+from llmg.doors.grpc.services import Inference
 from llmg.doors.http.server import HttpServer
 from llmg.doors.rest.app import Routes, make_door, openai_routes
+from llmg.doors.rest.explain import ExplainRoute
 from llmg.doors.rest.inference import ChatCompletions, Embeddings
 from llmg.doors.websocket.app import make_websocket
 from llmg.gatewayapi.v1.chat_pb2_grpc import ChatServiceStub
 from llmg.gatewayapi.v1.embeddings_pb2_grpc import EmbeddingServiceStub
 from llmg.gatewayapi.v1.models_pb2_grpc import ModelServiceStub
 from llmg.ports import Provider
-from llmg.services.admission import Admission, Keys
+from llmg.routing.catalog import EVERYBODY, Catalog, Key
+from llmg.services.admission import Admission, Authenticator, digest
+from llmg.services.explain import Explain
 from llmg.services.models import Model, Models
 from llmg.testing.ids import CountingIds
 from llmg.wire.transcoding.bindings import bindings
@@ -53,7 +57,9 @@ def some_models(models: Sequence[Model] = MODELS) -> Models:
 
 def admission(keys: Mapping[str, str] = {}) -> Admission:
     """Lets in who has one of these keys, by name; everybody, where there are none."""
-    return Admission(Keys(keys), SystemClock(), CountingIds(), SILENT)
+    known = {digest(key): Key(Principal(key_id=name)) for name, key in keys.items()}
+    catalog, clock = Catalog(keys=known) if keys else EVERYBODY, SystemClock()
+    return Admission(Authenticator(lambda: catalog, clock), clock, CountingIds(), SILENT)
 
 
 class GrpcDoor:
@@ -70,10 +76,15 @@ class GrpcDoor:
 
 @asynccontextmanager
 async def grpc_door(
-    pipeline: Provider, *, max_message: int = 1 << 20, models: Models | None = None, keys: Mapping[str, str] = {}
+    pipeline: Provider,
+    *,
+    max_message: int = 1 << 20,
+    models: Models | None = None,
+    keys: Mapping[str, str] = {},
+    explain: Explain | None = None,
 ) -> AsyncIterator[GrpcDoor]:
     """The gRPC door before this pipeline."""
-    inference = Inference(pipeline, admission(keys))
+    inference = Inference(pipeline, admission(keys), explain=explain)
     server = GrpcServer(inference, models or some_models(), limits=Limits(message=max_message), reflection=True)
     address = f"127.0.0.1:{await server.start('127.0.0.1:0')}"
     try:
@@ -98,16 +109,27 @@ class HttpDoors(Gateway):
 
 
 @asynccontextmanager
-async def rest_door(pipeline: Provider, *, keys: Mapping[str, str] = {}) -> AsyncIterator[HttpDoors]:
-    """All doors of HTTP before this pipeline."""
-    let_in, draining = admission(keys), Draining()
+async def rest_door(
+    pipeline: Provider,
+    *,
+    keys: Mapping[str, str] = {},
+    let_in: Admission | None = None,
+    explain: Explain | None = None,
+) -> AsyncIterator[HttpDoors]:
+    """All doors of HTTP before this pipeline. `let_in`: where it is not done by keys."""
+    let_in, draining = let_in or admission(keys), Draining()
     made = (pipeline, let_in, 1 << 20, 10.0)
     openai = openai_routes(
-        chat=ChatCompletions(*made), embeddings=Embeddings(*made), models=some_models(), admission=let_in
+        chat=ChatCompletions(*made),
+        embeddings=Embeddings(*made),
+        models=some_models(),
+        admission=let_in,
+        explain=None if explain is None else ExplainRoute(explain, let_in, 1 << 20),
     )
-    graphql = make_graphql(pipeline=pipeline, models=some_models(), admission=let_in)
-    websocket = make_websocket(pipeline=pipeline, admission=let_in)
-    upstream = InProcess(handlers(Inference(pipeline, let_in, door="gateway"), some_models()), let_in)
+    graphql = make_graphql(pipeline=pipeline, models=some_models(), admission=let_in, explain=explain)
+    websocket = make_websocket(pipeline=pipeline, admission=let_in, explain=explain)
+    inference = Inference(pipeline, let_in, door="gateway", explain=explain)
+    upstream = InProcess(handlers(inference, some_models()), let_in)
     gateway = make_gateway(upstream=upstream, bindings=bindings(DESCRIPTORS), max_body=1 << 20)
     sockets = {"/graphql": graphql, "/v1/ws": websocket}
     own = Routes(sockets, {"/api/{path:path}": gateway}, sockets)

@@ -13,7 +13,8 @@ from llmg.boot.serve import listen
 from llmg.doors.gateway.app import make_gateway
 from llmg.doors.gateway.inprocess import InProcess
 from llmg.doors.gateway.remote import Remote, describe, options
-from llmg.doors.grpc.services import DESCRIPTORS, Inference, handlers
+from llmg.doors.grpc.served import DESCRIPTORS, handlers
+from llmg.doors.grpc.services import Inference
 from llmg.doors.http.server import HttpServer
 from llmg.ports import Provider
 from llmg.wire.transcoding.bindings import bindings

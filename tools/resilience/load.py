@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,7 +20,11 @@ class Counts:
     answered: int = 0
     """To their end."""
     failed_over: int = 0
-    """Of these, by another target than the first that was asked."""
+    """Of these, by another target than the first that was asked, or after others had been asked, too."""
+    attempts: int = 0
+    """Targets that were asked for these."""
+    waits: list[float] = field(default_factory=list)
+    """Seconds to the first word, of those that were streams."""
     cut: int = 0
     """Streams that had begun, and ended with an error that says what happened."""
     cut_unclear: int = 0
@@ -82,6 +87,7 @@ class Load:
                 self._ended.notify_all()
 
     async def _ask(self, asked: Body) -> None:
+        asked_at = time.monotonic()
         async with self._session.post(self._url, json=asked) as response:
             if response.status != STATUS_OK:
                 self.counts.refused += 1
@@ -90,15 +96,17 @@ class Load:
                 await response.json()
                 self._answered(response)
             else:
-                await self._follow(response)
+                await self._follow(response, asked_at)
 
-    async def _follow(self, response: aiohttp.ClientResponse) -> None:
+    async def _follow(self, response: aiohttp.ClientResponse, asked_at: float) -> None:
         begun, last = False, ""
         try:
             async for line in response.content:
                 if line.startswith(b"data: "):
                     last = line[6:].decode().strip()
-                    begun = begun or '"content"' in last
+                    if not begun and '"content"' in last:
+                        begun = True
+                        self.counts.waits.append(time.monotonic() - asked_at)
         except aiohttp.ClientError:
             self.counts.cut_unclear += 1
             return
@@ -115,8 +123,10 @@ class Load:
             self.counts.cut_unclear += 1
 
     def _answered(self, response: aiohttp.ClientResponse) -> None:
+        attempts = int(response.headers.get("x-llmg-attempts", "1"))
         self.counts.answered += 1
-        self.counts.failed_over += response.headers.get("x-llmg-attempts", "1") != "1"
+        self.counts.attempts += attempts
+        self.counts.failed_over += attempts > 1
         _add(self.counts.routes, response.headers["x-llmg-route"].partition("/")[0])
 
 

@@ -6,8 +6,10 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -61,9 +63,18 @@ class Upstream:
 class Gateway:
     """`llmg serve` before those upstreams, as the model `m`."""
 
-    def __init__(self, upstreams: Sequence[Upstream], folder: Path) -> None:
+    def __init__(
+        self,
+        upstreams: Sequence[Upstream],
+        folder: Path,
+        model: Mapping[str, object] = {},
+        resilience: Mapping[str, object] = {},
+    ) -> None:
+        """`model` and `resilience` (of the upstreams): more of their settings."""
         self._file = folder / "gateway.yaml"
-        self._file.write_text(json.dumps(_config(upstreams)))  # JSON is YAML
+        self._file.write_text(json.dumps(_config(upstreams, model, resilience)))  # JSON is YAML
+        self._log: list[str] = []
+        self._logged = asyncio.Condition()
         self._reading: asyncio.Task[None]
         self._process: Process
         self.url = ""
@@ -78,7 +89,19 @@ class Gateway:
         )
         ready = json.loads(await _until_said(self._process.stderr, '"event": "ready"'))
         self.url = ready["address"] + "/v1/chat/completions"
-        self._reading = asyncio.create_task(_read_on(self._process.stderr))
+        self._reading = asyncio.create_task(self._read_on())
+
+    async def until_logged(self, *words: str) -> None:
+        """Returns when a line of its log has all of them."""
+        async with asyncio.timeout(READY_WITHIN), self._logged:
+            await self._logged.wait_for(lambda: any(all(one in line for one in words) for line in self._log))
+
+    async def _read_on(self) -> None:
+        assert self._process.stderr is not None
+        while line := await self._process.stderr.readline():
+            async with self._logged:
+                self._log.append(line.decode())
+                self._logged.notify_all()
 
     async def stop(self) -> None:
         """In good order."""
@@ -88,19 +111,21 @@ class Gateway:
             await self._reading
 
 
-def _config(upstreams: Sequence[Upstream]) -> dict[str, object]:
+def _config(
+    upstreams: Sequence[Upstream], model: Mapping[str, object], resilience: Mapping[str, object]
+) -> dict[str, object]:
     """Time limits and waits as short as a small run needs them."""
     limits = {
         "kind": "openai",
         "timeouts": {"connect": "1s", "first_event": "1s", "idle": "1s"},
-        "resilience": {"breaker": {"open_for": "500ms"}},
+        "resilience": {"breaker": {"open_for": "500ms"}, **resilience},
     }
     return {
         "http": {"server_addr": "127.0.0.1:0"},
         "grpc": {"enabled": False},
         "server": {"grace": "2s"},
         "providers": {one.name: {**limits, "base_url": f"http://127.0.0.1:{one.port}/v1"} for one in upstreams},
-        "models": {"m": {"targets": [{"provider": one.name, "model": "theirs"} for one in upstreams]}},
+        "models": {"m": {"targets": [{"provider": one.name, "model": "theirs"} for one in upstreams], **model}},
     }
 
 
@@ -113,10 +138,23 @@ async def _until_said(pipe: asyncio.StreamReader | None, words: str) -> str:
     raise SystemExit(f"a process ended without saying {words!r}")
 
 
-async def _read_on(pipe: asyncio.StreamReader | None) -> None:
-    assert pipe is not None
-    while await pipe.readline():
-        pass
+@asynccontextmanager
+async def running(
+    model: Mapping[str, object] = {}, resilience: Mapping[str, object] = {}
+) -> AsyncIterator[tuple[Gateway, Sequence[Upstream]]]:
+    """The gateway before three upstreams."""
+    upstreams = [Upstream(f"up{number}") for number in (1, 2, 3)]
+    with tempfile.TemporaryDirectory() as folder:
+        gateway = Gateway(upstreams, Path(folder), model, resilience)
+        await asyncio.gather(*(one.start() for one in upstreams))
+        try:
+            await gateway.start()
+            try:
+                yield gateway, upstreams
+            finally:
+                await gateway.stop()
+        finally:
+            await asyncio.gather(*(one.stop() for one in upstreams))
 
 
 def _free_port() -> int:

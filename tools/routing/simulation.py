@@ -33,6 +33,9 @@ class Visit:
     def input_tokens(self) -> int:
         return len(self.prompt) * BLOCK
 
+    def header(self, name: str, /) -> str | None:
+        return None
+
     def blocks(self, size: int, /) -> Sequence[int]:
         return self.prompt
 

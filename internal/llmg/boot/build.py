@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Collection, Sequence
 from random import Random as Dice
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
+from llmg.boot.live import Live, Upstream
 from llmg.boot.policies import make_policy
-from llmg.boot.resilience import State, fallbacks, make_retries, make_state
+from llmg.boot.profiles import described
+from llmg.boot.resilience import make_hedges, make_retries
+from llmg.boot.scopes import LevelScope, Make, Scopes
 from llmg.boot.settings import BackendProvider, EchoProvider, OpenAIProvider, Settings, Timeouts
 from llmg.boot.settings import Provider as Config
-from llmg.boot.settings.providers import Resilience
+from llmg.boot.settings.fingerprint import fingerprint
+from llmg.boot.settings.levels import names
+from llmg.boot.settings.models import FlatModel
 from llmg.boot.system import SystemClock
 from llmg.core.errors import Failure, Kind
 from llmg.ports import Clock, Launcher, Profile, Provider, Random, Spec
@@ -22,12 +26,12 @@ from llmg.providers.echo import Echo
 from llmg.providers.http import Origin, Transport
 from llmg.providers.openai import OpenAI
 from llmg.routing import router, timeouts
+from llmg.routing.catalog import Names
 from llmg.routing.queue import Queued
 from llmg.services.models import Model
 from llmg.shaping.fanout import Fanout
 
 _GGUF: Final = b"GGUF"  # how a file of that format begins
-_DIRECT: Final = 256  # PROVIDER/MODEL names of each provider whose targets are kept: clients make them up
 
 
 class Needs(Struct):
@@ -36,44 +40,41 @@ class Needs(Struct):
     settings: Settings
     transport: Transport
     launcher: Launcher | None = None
-    channels: Any = None  # providers.backend.Channels: made with the first backend, as it brings grpc along
-    origins: dict[str, Origin] = {}  # of the upstreams, by the provider's name
-    states: dict[tuple[str, str], State] = {}  # of the declared targets, by provider and model
+    live: Live = field(default_factory=Live)
     clock: Clock = SystemClock()
     random: Random = Dice()
 
     async def close(self) -> None:
         """Closes every connection to providers."""
         await self.transport.close()
-        if self.channels is not None:
-            await self.channels.close()
+        if self.live.channels is not None:
+            await self.live.channels.close()
 
 
 Made = tuple[Provider, Profile]
 
 
 class Wanted(Struct, frozen=True):
-    """Which model of a provider; `declared` in the configuration, or named by a client."""
+    """Which model of a provider; `declared` in the configuration, or named by a client. `embeds`: by some name, at some
+    level, it is for embeddings, so its engine gets ready for them first: equal specs share a process."""
 
-    provider: str
+    upstream: Upstream
     model: str
     limits: Timeouts
     declared: bool
+    embeds: bool
 
 
 def _openai(config: OpenAIProvider, wanted: Wanted, needs: Needs) -> Made:
-    headers = {name: value.get_secret_value() for name, value in config.headers.items()}
-    if config.organization:
-        headers["OpenAI-Organization"] = config.organization
-    key = config.api_key.get_secret_value() if config.api_key else None
-    return OpenAI(needs.transport, _origin(config, wanted, needs), key, headers, wanted.limits.connect), Profile()
+    return OpenAI(needs.transport, _origin(config, wanted), *config.credentials(), wanted.limits.connect), Profile()
 
 
-def _origin(config: OpenAIProvider, wanted: Wanted, needs: Needs) -> Origin:
+def _origin(config: OpenAIProvider, wanted: Wanted) -> Origin:
     """One for all models of a provider: they share its connections."""
-    if wanted.provider not in needs.origins:
-        needs.origins[wanted.provider] = Origin(config.base_url, config.max_connections)
-    return needs.origins[wanted.provider]
+    upstream = wanted.upstream
+    if upstream.origin is None:
+        upstream.origin = Origin(config.base_url, config.max_connections)
+    return upstream.origin
 
 
 def _echo(config: EchoProvider, wanted: Wanted, needs: Needs) -> Made:
@@ -83,18 +84,17 @@ def _echo(config: EchoProvider, wanted: Wanted, needs: Needs) -> Made:
 def _backend(config: BackendProvider, wanted: Wanted, needs: Needs) -> Made:
     from llmg.providers import backend
 
-    if needs.channels is None:
-        needs.channels = backend.Channels()
+    live = needs.live
+    if live.channels is None:
+        live.channels = backend.Channels()
     if config.address is not None:
         token = config.token.get_secret_value() if config.token else ""
         place: backend.Place = backend.Elsewhere(config.address, token)
     else:
         assert needs.launcher is not None
         spec = make_spec(config, wanted.model, needs.settings, declared=wanted.declared)
-        # The same for every name of the model, as equal specs share a process.
-        embeddings = _embeds(needs.settings, wanted.provider, wanted.model)
-        place = backend.Launched(needs.launcher, replace(spec, embeddings=embeddings))
-    return backend.Backend(place, needs.channels), Profile(n=False)
+        place = backend.Launched(needs.launcher, replace(spec, embeddings=wanted.embeds))
+    return backend.Backend(place, live.channels), Profile(n=False)
 
 
 def make_spec(config: BackendProvider, model: str, settings: Settings, *, declared: bool = True) -> Spec:
@@ -116,12 +116,6 @@ def make_spec(config: BackendProvider, model: str, settings: Settings, *, declar
     )
 
 
-def _embeds(settings: Settings, provider: str, model: str) -> bool:
-    """Whether the configuration has the provider's model make embeddings: its engine gets ready for them first."""
-    names = [declared for declared in settings.models.values() if declared.embeddings]
-    return any(target.provider == provider and target.model == model for name in names for target in name.targets)
-
-
 MAKERS: dict[str, Callable[[Any, Wanted, Needs], Made]] = {
     "backend": _backend,
     "openai": _openai,
@@ -130,24 +124,29 @@ MAKERS: dict[str, Callable[[Any, Wanted, Needs], Made]] = {
 
 
 def make_target(
-    needs: Needs, name: str, model: str, weight: float = 1.0, limits: Timeouts | None = None, *, declared: bool = True
+    needs: Needs,
+    upstream: Upstream,
+    model: str,
+    weight: float = 1.0,
+    limits: Timeouts | None = None,
+    *,
+    declared: bool = True,
+    embeds: bool = False,
 ) -> router.Target:
     """A model of a declared provider, within its wrappers, from the inside out: time limits, fan-out, queue."""
-    config = needs.settings.providers[name]
+    config = upstream.config
     own = limits or _timeouts(config)
-    inner, profile = MAKERS[config.kind](config, Wanted(name, model, own, declared), needs)
+    inner, profile = MAKERS[config.kind](config, Wanted(upstream, model, own, declared, embeds), needs)
     provider: Provider = timeouts.Timeouts(
         inner, timeouts.Limits(first_event=own.first_event, idle=own.idle, total=own.total)
     )
     if not profile.n:
         provider = Fanout(provider)
-    state = needs.states.get((name, model)) or make_state(_resilience(config))
-    if declared:
-        needs.states[name, model] = state
+    state = upstream.state(model, declared=declared)
     if state.queue is not None:
         provider = Queued(provider, state.queue)
     return router.Target(
-        provider=name,
+        provider=upstream.name,
         model=model,
         inner=provider,
         weight=weight,
@@ -156,52 +155,69 @@ def make_target(
     )
 
 
-def make_models(needs: Needs, created: int) -> router.Models:
-    """All declared models, and the way to those of declared providers. `created`: Unix seconds."""
-    groups: dict[str, router.Group] = {}
-    for name, model in needs.settings.models.items():
-        targets = []
-        for target in model.targets:
-            own = model.timeouts.over(_timeouts(needs.settings.providers[target.provider]))
-            made = make_target(needs, target.provider, target.model, target.weight, own)
-            if model.embeddings is not None:
-                made = replace(made, profile=replace(made.profile, embed=model.embeddings))
-            targets.append(made)
-        policy = make_policy(model, needs.clock, needs.random)
-        groups[name] = router.Group(
-            name=name,
-            targets=tuple(targets),
-            policy=policy,
-            created=created,
-            fallbacks=fallbacks(name, needs.settings.models),
-            fallback_on=frozenset(Kind(kind) for kind in model.fallback_on),
-            retries=make_retries(model.retries),
-        )
-    direct = {name: _direct(needs, name) for name in needs.settings.providers}
-    return router.Models(groups, direct)
+Embedding = Collection[tuple[str, str]]
+"""The models, with their providers, that are for embeddings by some name at some level."""
+
+
+def make_group(
+    needs: Needs, name: str, model: FlatModel, upstream: Callable[[str], Upstream], embedding: Embedding, created: int
+) -> router.Group:
+    """A declared model, but for its fallbacks. `created`: Unix seconds."""
+    targets = []
+    for config in model.targets:
+        provider = upstream(config.provider)
+        limits = config.timeouts.over(_timeouts(provider.config))
+        embeds = (config.provider, config.model) in embedding
+        made = make_target(needs, provider, config.model, config.weight, limits, embeds=embeds)
+        targets.append(described(made, config))
+    return router.Group(
+        name=name,
+        targets=tuple(targets),
+        policy=make_policy(model, needs.clock, needs.random),
+        created=created,
+        fallback_on=frozenset(Kind(kind) for kind in model.fallback_on),
+        retries=make_retries(model.retries),
+        hedges=make_hedges(model.hedge),
+    )
+
+
+def make_scopes(needs: Needs, levels: Sequence[Names[FlatModel]], created: int) -> Scopes:
+    """Makes what may be asked for at each of these levels, those above first. `created`: Unix seconds."""
+    models = (model for level in levels for model in level.own.values())
+    targets = (target for model in models for target in model.targets)
+    embedding = frozenset((target.provider, target.model) for target in targets if target.embeddings)
+
+    def group(name: str, model: FlatModel, upstream: Callable[[str], Upstream]) -> router.Group:
+        return make_group(needs, name, model, upstream, embedding, created)
+
+    def target(upstream: Upstream, model: str) -> router.Target:
+        embeds = (upstream.name, model) in embedding
+        return make_target(needs, upstream, model, declared=False, embeds=embeds)
+
+    ground = fingerprint(sorted(embedding), needs.settings.models_dir)
+    return Scopes(needs.live, levels, Make(group, target, ground))
+
+
+def make_models(needs: Needs, created: int) -> LevelScope:
+    """The models of the root. `created`: Unix seconds."""
+    root = Names(own=needs.settings.models)
+    return make_scopes(needs, [root], created).scope(root, needs.settings.providers)
 
 
 def _timeouts(config: Config) -> Timeouts:
     return Timeouts() if isinstance(config, EchoProvider) else config.timeouts
 
 
-def _resilience(config: Config) -> Resilience:
-    return Resilience() if isinstance(config, EchoProvider) else config.resilience
-
-
-def _direct(needs: Needs, provider: str) -> Callable[[str], router.Target]:
-    return lru_cache(_DIRECT)(lambda model: make_target(needs, provider, model, declared=False))
-
-
 def check(settings: Settings) -> None:
     """Raises Failure when a declared local model has no file, or one that our engine can't read."""
-    for model in settings.models.values():
-        for target in model.targets:
-            config = settings.providers[target.provider]
-            if isinstance(config, BackendProvider) and config.engine is not None:
-                spec = make_spec(config, target.model, settings)
-                if spec.engine == "xllamacpp" and not spec.external:
-                    _check_file(spec)
+    levels, _ = names(settings)
+    models = (model for level in dict.fromkeys(levels.values()) for model in level.own.values())
+    for provider, model in dict.fromkeys((one.provider, one.model) for each in models for one in each.targets):
+        config = settings.providers[provider]
+        if isinstance(config, BackendProvider) and config.engine is not None:
+            spec = make_spec(config, model, settings)
+            if spec.engine == "xllamacpp" and not spec.external:
+                _check_file(spec)
 
 
 def _check_file(spec: Spec) -> None:

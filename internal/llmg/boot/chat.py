@@ -6,10 +6,10 @@ import asyncio
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol, TypeVar
 
 import msgspec
 from msgspec import UNSET
@@ -19,6 +19,7 @@ from llmg.boot.system import RandomIds, SystemClock
 from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind
 from llmg.core.events import Batch, Delta, Opened
+from llmg.core.explanation import Explanation
 from llmg.core.request import Chat, Message, Role, Sampling, Text
 from llmg.providers.http import Exchange, Origin, Transport
 from llmg.providers.openai import OpenAI
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from llmg.client import Client
     from llmg.client.requests import ChatFields
 
+A = TypeVar("A")
 Turn = tuple[Role, str]
 _HINT: Final = "start one with `llmg serve`, or name another with --url"
 
@@ -42,6 +44,10 @@ class Line(Protocol):
 
     def answer(self, model: str, said: Sequence[Turn]) -> AsyncIterator[str]:
         """What the model says to that, piece by piece."""
+        ...
+
+    async def explain(self, model: str, said: Sequence[Turn]) -> Explanation:
+        """Where that would go."""
         ...
 
 
@@ -126,17 +132,30 @@ class _Http:
         self._clock, self._ids = SystemClock(), RandomIds()
 
     async def models(self) -> list[str]:
-        exchange = await self._get("/v1/models")
+        return _names(await self._ask("GET", "/v1/models"))
+
+    async def explain(self, model: str, said: Sequence[Turn]) -> Explanation:
+        messages = [{"role": role, "content": text} for role, text in said]
+        asked = msgspec.json.encode({"model": model, "messages": messages})
         try:
-            body = await exchange.read(1 << 24)
-            return _names(body) if exchange.status == 200 else _refused(exchange.status, body)
+            return _explanation(await self._ask("POST", "/v1/routes/explain", asked))
+        except msgspec.MsgspecError:
+            raise Failure(Kind.UPSTREAM_PROTOCOL, f"{self.name} explains no routes: it may be no gateway") from None
+
+    async def _ask(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """The body of a good answer."""
+        exchange = await self._send(method, path, body)
+        try:
+            answer = await exchange.read(1 << 24)
+            return answer if exchange.status == 200 else _refused(exchange.status, answer)
         finally:
             exchange.close()
 
-    async def _get(self, path: str) -> Exchange:
+    async def _send(self, method: str, path: str, body: bytes) -> Exchange:
         origin = Origin(self.name)
+        headers = {**self._headers, **({"Content-Type": "application/json"} if body else {})}
         try:
-            return await self._transport.send(origin, origin.head("GET", path, self._headers))
+            return await self._transport.send(origin, origin.head(method, path, headers), body)
         except Failure as failure:
             otherwise = _STRANGE.get(failure.kind, failure.message)
             raise _unreached(self.name, failure.__cause__, otherwise) from failure
@@ -164,6 +183,9 @@ async def _texts(batches: AsyncIterator[Batch]) -> AsyncIterator[str]:
                 yield event.data
 
 
+_explanation: Final = msgspec.json.Decoder(Explanation).decode
+
+
 def _names(body: bytes) -> list[str]:
     try:
         return [str(model["id"]) for model in msgspec.json.decode(body)["data"]]
@@ -171,7 +193,7 @@ def _names(body: bytes) -> list[str]:
         return []  # whoever this is, it names no model
 
 
-def _refused(status: int, body: bytes) -> list[str]:
+def _refused(status: int, body: bytes) -> NoReturn:
     said = _message(body) or f"it answers with HTTP {status}: it may be no gateway"
     raise Failure(Kind.UNAUTHENTICATED if status == 401 else Kind.UPSTREAM_ERROR, said)
 
@@ -254,15 +276,26 @@ class _Grpc:
         self._fields = fields
 
     async def models(self) -> list[str]:
+        return [model.id for model in await self._reached(self._client.models())]
+
+    async def _reached(self, answer: Awaitable[A]) -> A:
         from llmg.client import UnavailableError
 
         try:
-            return [model.id for model in await self._client.models()]
+            return await answer
         except UnavailableError as error:
             if error.kind in set(Kind):
                 raise  # a gateway says so
             otherwise = f"{error.message}; it may want https://, or no --grpc"
             raise _unreached(self.name, error.__cause__, otherwise) from error
+
+    async def explain(self, model: str, said: Sequence[Turn]) -> Explanation:
+        from llmg.gatewayapi.v1.routing_pb2 import ExplainRouteResponse
+        from llmg.wire.explanation import decode_explanation
+
+        messages = [{"role": role, "content": text} for role, text in said]
+        answer = await self._reached(self._client.explain(model, messages))
+        return decode_explanation(ExplainRouteResponse.FromString(bytes(answer)))
 
     async def answer(self, model: str, said: Sequence[Turn]) -> AsyncIterator[str]:
         messages = [{"role": role, "content": text} for role, text in said]

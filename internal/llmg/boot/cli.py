@@ -1,4 +1,4 @@
-"""The command line: `llmg serve | chat | models | config | version`. Imports are inside: each command pays its own."""
+"""The command line: `llmg --help` lists it. Each command pays its own imports."""
 
 from __future__ import annotations
 
@@ -10,20 +10,35 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from llmg.boot.admin import admin_app
+from llmg.boot.importing import catalog_app
+
 if TYPE_CHECKING:
     import socket
     import ssl
 
-    from llmg.boot.settings import Model, Settings, Target
+    from llmg.boot.chat import Dial
+    from llmg.boot.reload import Source
+    from llmg.boot.settings import FlatModel, Settings, Target
     from llmg.boot.settings.policies import Policy
 
 app = typer.Typer(name="llmg", no_args_is_help=True, add_completion=False, help="A multi-protocol LLM gateway.")
 config_app = typer.Typer(no_args_is_help=True, help="Check the configuration, or print its JSON schema.")
 app.add_typer(config_app, name="config")
+app.add_typer(catalog_app, name="catalog")
+app.add_typer(admin_app, name="admin")
+routes_app = typer.Typer(no_args_is_help=True, help="Ask where requests would go.")
+app.add_typer(routes_app, name="routes")
 
 ConfigFile = Annotated[
     Path | None,
     typer.Option("-c", "--config", help="The configuration file. Left out: config/config.yaml, else the default."),
+]
+
+
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", help="Let everybody in who can reach it, also from other machines (server.insecure)."),
 ]
 
 
@@ -44,25 +59,34 @@ def serve(
     door: Annotated[
         list[Door] | None, typer.Option(help="Serve this protocol alone; may be repeated. Left out: all that are on.")
     ] = None,
+    insecure: Insecure = False,
 ) -> None:
     """Serve until told to stop; SIGTERM lets requests in flight finish."""
     from contextlib import ExitStack
 
     import uvloop
 
-    from llmg.boot import build, logs, tls
-    from llmg.boot.serve import run_alone, wanted
+    from llmg.boot import logs, tls
+    from llmg.boot.current import check
+    from llmg.boot.exposure import Exposed, wanted
+    from llmg.boot.serve import run_alone
+    from llmg.boot.settings import SettingsError
     from llmg.core.errors import Failure
 
-    settings = _only(_load(config), door)
+    source = _read(config)
+    settings = _only(source.read, door)
     if workers is not None:
         settings = _with(settings, "server", workers=workers)
+    if insecure:
+        settings = _with(settings, "server", insecure=True)
     logs.configure(settings.log.level, settings.log.format)
     try:
-        build.check(settings)
+        check(settings)
         tls.check(settings)
     except (Failure, tls.TlsError) as error:
         _give_up(str(error))
+    except (SettingsError, Exposed) as error:
+        _give_up(str(error), 2)
     places = wanted(settings)
     if not places and not settings.grpc.enabled:
         _give_up("there is nothing to serve: every protocol is off", 2)
@@ -71,11 +95,11 @@ def serve(
         if settings.grpc.enabled:
             settings = _at_the_port(settings, held.enter_context(_reserved(settings)))
         if settings.server.workers == 1:
-            uvloop.run(run_alone(settings, listeners))
+            uvloop.run(run_alone(settings, listeners, source))
             return
         from llmg.boot.supervisor import supervise
 
-        uvloop.run(supervise(settings, listeners))
+        uvloop.run(supervise(settings, listeners, source))
 
 
 def _only(settings: Settings, doors: list[Door] | None) -> Settings:
@@ -143,7 +167,23 @@ def chat(
     config: ConfigFile = None,
 ) -> None:
     """Talk to a model through a running gateway."""
-    from llmg.boot.chat import Conversation, by_grpc, over_http, run
+    from llmg.boot.chat import Conversation, run
+
+    dial = _dial(url, grpc, api_key, ca, config, temperature, max_tokens)
+    raise typer.Exit(run(Conversation(dial, model, system), prompt))
+
+
+def _dial(
+    url: str | None,
+    grpc: bool,
+    api_key: str | None,
+    ca: Path | None,
+    config: Path | None = None,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+) -> Dial:
+    """The line to the gateway that the options name."""
+    from llmg.boot.chat import by_grpc, over_http
     from llmg.boot.settings.units import http_url
 
     if api_key and not re.fullmatch(r"[\x21-\x7e]+", api_key):
@@ -153,10 +193,9 @@ def chat(
     asked = (api_key or None, temperature, max_tokens)
     try:
         url = http_url(url if "://" in url else f"{'https' if ca else 'http'}://{url}")
-        dial = (by_grpc if grpc else over_http)(url, *asked, _issuers(ca, url))
+        return (by_grpc if grpc else over_http)(url, *asked, _issuers(ca, url))
     except ValueError as error:
         _give_up(f"--url: {error}", 2)
-    raise typer.Exit(run(Conversation(dial, model, system), prompt))
 
 
 def _issuers(ca: Path | None, url: str) -> ssl.SSLContext | None:
@@ -202,7 +241,7 @@ def _policy(config: Policy) -> str:
     return f"{config.kind} ({', '.join(options)})" if options else config.kind
 
 
-def _targets(model: Model) -> list[str]:
+def _targets(model: FlatModel) -> list[str]:
     """In the order in which their tiers are asked, with what they weigh."""
     tiered = model.policy.kind == "priority"
     lines = []
@@ -212,7 +251,7 @@ def _targets(model: Model) -> list[str]:
     return lines
 
 
-def _weight(target: Target, model: Model) -> str:
+def _weight(target: Target, model: FlatModel) -> str:
     """Its share, where the policy gives each target one; else its weight, if it has one."""
     config = model.policy
     if config.kind == "priority":
@@ -221,6 +260,37 @@ def _weight(target: Target, model: Model) -> str:
         total = sum(other.weight for other in model.targets if other.priority == target.priority)
         return f" ({target.weight / total:.0%})"
     return f" (weight {target.weight:g})" if "weight" in target.model_fields_set else ""
+
+
+@routes_app.command("explain")
+def routes_explain(
+    model: Annotated[str, typer.Argument(help="The model.")],
+    prompt: Annotated[str, typer.Argument(help="What would be asked of it.")] = "Hello",
+    url: Annotated[
+        str | None, typer.Option(help="The gateway. Left out: where the configuration has it listen.")
+    ] = None,
+    grpc: Annotated[bool, typer.Option("--grpc", help="By gRPC instead of HTTP; --url is then HOST:PORT.")] = False,
+    api_key: Annotated[str | None, typer.Option(envvar="LLMG_API_KEY", help="The gateway's API key.")] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="Trust the issuers in this file (PEM), and no others. For https.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    config: Annotated[
+        Path | None, typer.Option("-c", "--config", help="Ask no gateway, but this configuration alone.")
+    ] = None,
+) -> None:
+    """Say which targets a request would be asked of, in which order, and why. Nobody is asked."""
+    from llmg.boot import routes
+    from llmg.core.errors import Failure
+
+    try:
+        if config is None:
+            found = routes.by_gateway(_dial(url, grpc, api_key, ca), model, prompt)
+        else:
+            found = routes.by_config(_load(config), model, prompt)
+    except Failure as failure:
+        _give_up(failure.message)
+    routes.show(found, as_json)
 
 
 @config_app.command("check")
@@ -272,6 +342,16 @@ def version() -> None:
     typer.echo(f"llmg {this['version']} ({this['commit']}), Python {this['python']}")
 
 
+def _read(config: Path | None) -> Source:
+    from llmg.boot.reload import read
+    from llmg.boot.settings import SettingsError
+
+    try:
+        return read(config)
+    except SettingsError as error:
+        _give_up(str(error), 2)
+
+
 def _load(config: Path | None) -> Settings:
     from llmg.boot.settings import SettingsError, load
 
@@ -305,8 +385,9 @@ def _serve_only(door: Door) -> None:
     def alone(
         config: ConfigFile = None,
         workers: Annotated[int | None, typer.Option(min=1, help="Processes (server.workers).")] = None,
+        insecure: Insecure = False,
     ) -> None:
-        serve(config, workers, [door])
+        serve(config, workers, [door], insecure)
 
     alone.__doc__ = f"Serve {door.value} alone, until told to stop; SIGTERM lets requests in flight finish."
     typer.run(alone)

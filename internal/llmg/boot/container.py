@@ -6,9 +6,10 @@ the call: both stay off the request path.)
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Sequence
-from typing import Any, Final, cast
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from random import Random as Dice
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 from dependency_injector import containers, providers
@@ -16,22 +17,38 @@ from msgspec import Struct
 from starlette.types import ASGIApp
 
 from llmg.boot import build, tls
+from llmg.boot.administration import make_admin, make_store
+from llmg.boot.checks import Checks
+from llmg.boot.current import Current
+from llmg.boot.exposure import on_loopback
+from llmg.boot.limits import make_limiter, make_redis, make_shared_limiter
 from llmg.boot.observe import LogObserver
+from llmg.boot.resilience import make_prober
+from llmg.boot.scopes import LevelScope
 from llmg.boot.settings import Settings
 from llmg.boot.system import RandomIds, SystemClock
 from llmg.boot.version import version
 from llmg.core.context import Principal
-from llmg.doors.http.guard import Guard, is_loopback
+from llmg.core.way import HEADERS
+from llmg.doors.http.guard import Guard
 from llmg.doors.http.pages import graphiql_assets, make_docs
 from llmg.doors.rest.app import Routes, make_door, openai_routes
+from llmg.doors.rest.explain import ExplainRoute
 from llmg.doors.rest.inference import ChatCompletions, Embeddings
-from llmg.ports import Clock, Launcher, Provider
+from llmg.ports import CatalogStore, Clock, Ids, Launcher, Limiter, Provider
 from llmg.providers.http import Transport
-from llmg.routing.router import Models, Router
+from llmg.routing.limits.limited import Limited
+from llmg.routing.probes import Prober
+from llmg.routing.router import Router
 from llmg.services import models as service
-from llmg.services.admission import Admission, Keys
+from llmg.services.admin import Admin, Following
+from llmg.services.admission import Admission, Authenticator
+from llmg.services.explain import Explain
 
-EXPOSED: Final = ("x-request-id", "x-llmg-route", "x-llmg-attempts", "retry-after")  # headers that pages may read
+if TYPE_CHECKING:
+    from llmg.stores.redis import Redis
+
+EXPOSED: Final = ("x-request-id", "retry-after", *HEADERS)  # headers that pages may read
 
 
 class Draining:
@@ -49,31 +66,68 @@ def _needs(settings: Settings, transport: Transport, launcher: Launcher | None) 
     return build.Needs(settings, transport, launcher)
 
 
-def _models(needs: build.Needs, clock: Clock) -> Models:
-    return build.make_models(needs, int(clock.time()))
+def _current(needs: build.Needs, clock: Clock, checks: Checks) -> Current:
+    needs.live.changed = checks.changed
+    return Current(needs, clock)
 
 
-def _model_service(models: Models) -> service.Models:
-    def scope(principal: Principal) -> Models:
-        return principal.scope or models
+def _checks(needs: build.Needs, prober: Prober) -> Checks:
+    return Checks(needs.live, needs.transport, prober)
 
+
+def _redis(settings: Settings) -> Redis | None:
+    return None if settings.redis is None else make_redis(settings.redis)
+
+
+def _limiter(settings: Settings, redis: Redis | None, clock: Clock) -> Limiter:
+    if redis is None or settings.redis is None:
+        return make_limiter(clock)
+    return make_shared_limiter(clock, redis, settings.redis)
+
+
+def _pipeline(current: Current, limiter: Limiter, clock: Clock) -> Provider:
+    """What every request goes through, from the outside in."""
+    return Limited(Router(current, clock), limiter)
+
+
+def _scope(current: Current) -> Callable[[Principal], LevelScope]:
+    return lambda principal: principal.scope or current.scope
+
+
+def _explain(current: Current, clock: Clock) -> Explain:
+    return Explain(_scope(current), clock)
+
+
+def _model_service(current: Current) -> service.Models:
+    scope = _scope(current)
     return service.Models(
         lambda principal: [build.describe(group) for group in scope(principal).declared()],
         lambda name, principal: build.describe(scope(principal).find(name)),
     )
 
 
-def _keys(settings: Settings) -> Keys:
-    return Keys({name: key.get_secret_value() for name, key in settings.keys.items()})
+def _authenticator(current: Current, clock: Clock) -> Authenticator:
+    return Authenticator(lambda: current.catalog, clock)
+
+
+def _store(current: Current, redis: Redis | None) -> CatalogStore:
+    return make_store(lambda: current.settings, redis)
+
+
+def _administering(current: Current, store: CatalogStore, clock: Clock, ids: Ids) -> tuple[Admin, Following]:
+    return make_admin(store=store, settings=lambda: current.settings, apply=current.apply_tenants, clock=clock, ids=ids)
 
 
 class Wired(Struct, frozen=True):
     """What all doors are before."""
 
     settings: Settings
+    current: Current
     pipeline: Provider
     admission: Admission
     models: service.Models
+    explain: Explain
+    admin: Admin
     draining: Draining
 
 
@@ -114,24 +168,14 @@ def _guarded(wired: Wired, routes: Sequence[Routes], host: str) -> ASGIApp:
             expose_headers=EXPOSED,
             max_age=3600,
         )
-    if not wired.settings.keys:
-        app = Guard(app, hosts=http.hosts if http.hosts or _on_loopback(host) else None, origins=http.origins)
+    hosts = http.hosts if http.hosts or on_loopback(host) else None
+    app = Guard(app, hosts=hosts, origins=http.origins, off=lambda: wired.current.catalog.anonymous is None)
     if http.forwarded_allow_ips:
         from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
         proxied: Any = ProxyHeadersMiddleware(cast(Any, app), trusted_hosts=list(http.forwarded_allow_ips))
         app = proxied
     return app
-
-
-def _on_loopback(host: str) -> bool:
-    if is_loopback(host):
-        return True
-    try:
-        found = socket.getaddrinfo(host, None)
-    except OSError:
-        return False
-    return all(is_loopback(str(address[0])) for *_, address in found)
 
 
 def _rest(wired: Wired) -> Routes:
@@ -141,6 +185,7 @@ def _rest(wired: Wired) -> Routes:
         embeddings=Embeddings(wired.pipeline, wired.admission, http.max_body, http.heartbeat),
         models=wired.models,
         admission=wired.admission,
+        explain=ExplainRoute(wired.explain, wired.admission, http.max_body),
     )
 
 
@@ -152,6 +197,8 @@ def _graphql(wired: Wired) -> Routes:
         pipeline=wired.pipeline,
         models=wired.models,
         admission=wired.admission,
+        explain=wired.explain,
+        admin=wired.admin,
         introspection=graphql.introspection,
         max_depth=graphql.max_depth,
         max_aliases=graphql.max_aliases,
@@ -172,6 +219,7 @@ def _websocket(wired: Wired) -> Routes:
     app = make_websocket(
         pipeline=wired.pipeline,
         admission=wired.admission,
+        explain=wired.explain,
         max_message=websocket.max_message,
         max_requests=websocket.max_requests,
         init_timeout=websocket.init_timeout,
@@ -183,13 +231,14 @@ def _websocket(wired: Wired) -> Routes:
 def _gateway(wired: Wired) -> Routes:
     from llmg.doors.gateway.app import make_gateway  # brings protobuf along
     from llmg.doors.gateway.inprocess import InProcess
-    from llmg.doors.grpc.services import DESCRIPTORS, Inference, handlers
+    from llmg.doors.grpc.served import DESCRIPTORS, handlers
+    from llmg.doors.grpc.services import Inference
     from llmg.wire.transcoding.bindings import bindings, fixed_paths
 
-    inference = Inference(wired.pipeline, wired.admission, door="gateway")
+    inference = Inference(wired.pipeline, wired.admission, door="gateway", explain=wired.explain)
     table = bindings(DESCRIPTORS)
     app = make_gateway(
-        upstream=InProcess(handlers(inference, wired.models), wired.admission),
+        upstream=InProcess(handlers(inference, wired.models, wired.admin), wired.admission),
         bindings=table,
         max_body=wired.settings.http.max_body,
         heartbeat=wired.settings.http.heartbeat,
@@ -210,8 +259,9 @@ def _grpc(wired: Wired) -> Any:
 
     grpc = wired.settings.grpc
     return GrpcServer(
-        Inference(wired.pipeline, wired.admission),
+        Inference(wired.pipeline, wired.admission, explain=wired.explain),
         wired.models,
+        admin=wired.admin,
         limits=Limits(
             message=grpc.max_message,
             calls=grpc.max_calls,
@@ -239,14 +289,24 @@ class Container(containers.DeclarativeContainer):
     observer = providers.Singleton(LogObserver)
     draining = providers.Singleton(Draining)
     transport = providers.Singleton(Transport)
+    chance = providers.Singleton(Dice)
 
     needs = providers.Singleton(_needs, settings, transport, launcher)
-    models = providers.Singleton(_models, needs, clock)
-    pipeline = providers.Singleton(Router, models, clock)
-    model_service = providers.Singleton(_model_service, models)
-    keys = providers.Singleton(_keys, settings)
-    admission = providers.Singleton(Admission, keys, clock, ids, observer)
-    wired = providers.Singleton(Wired, settings, pipeline, admission, model_service, draining)
+    prober = providers.Singleton(make_prober, chance)
+    checks = providers.Singleton(_checks, needs, prober)
+    current = providers.Singleton(_current, needs, clock, checks)
+    redis: providers.Singleton[Redis | None] = providers.Singleton(_redis, settings)
+    limiter = providers.Singleton(_limiter, settings, redis, clock)
+    pipeline = providers.Singleton(_pipeline, current, limiter, clock)
+    model_service = providers.Singleton(_model_service, current)
+    explain = providers.Singleton(_explain, current, clock)
+    authenticator = providers.Singleton(_authenticator, current, clock)
+    admission = providers.Singleton(Admission, authenticator, clock, ids, observer)
+    store: providers.Singleton[CatalogStore] = providers.Singleton(_store, current, redis)
+    administering = providers.Singleton(_administering, current, store, clock, ids)
+    admin = providers.Callable(itemgetter(0), administering)
+    following = providers.Callable(itemgetter(1), administering)
+    wired = providers.Singleton(Wired, settings, current, pipeline, admission, model_service, explain, admin, draining)
     http = providers.Singleton(_http, wired)
     graphql = providers.Singleton(_graphql_alone, wired)
     grpc = providers.Singleton(_grpc, wired)

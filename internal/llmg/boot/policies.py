@@ -6,17 +6,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from llmg.boot.settings import Model, Target
-from llmg.boot.settings.policies import InnerPolicy, PriorityPolicy
+from llmg.boot.settings import FlatModel, Target
+from llmg.boot.settings.policies import InnerPolicy, PriorityPolicy, Sticky
 from llmg.ports import Asked, Clock, Policy, Random
 from llmg.routing import policies
 from llmg.routing.policies.lowest_cost import Price
 
-KEYS: Final[dict[str, Callable[[Asked], str | None]]] = {
-    "session": lambda asked: asked.session,
-    "user": lambda asked: asked.user,
+# What a sticky policy can go by.
+KEYS: Final[dict[str, Callable[[Sticky], Callable[[Asked], str | None]]]] = {
+    "session": lambda config: lambda asked: asked.session,
+    "user": lambda config: lambda asked: asked.user,
+    "header": lambda config: _by_header(config.header or ""),
 }
-"""What a sticky policy can go by."""
 
 # Each gets the policy's settings, the targets', the clock and chance.
 MAKERS: Final[dict[str, Callable[[Any, Sequence[Target], Clock, Random], Policy]]] = {
@@ -30,7 +31,7 @@ MAKERS: Final[dict[str, Callable[[Any, Sequence[Target], Clock, Random], Policy]
         len(targets), clock, random, config.decay, config.explore, config.load_factor
     ),
     "sticky": lambda config, targets, clock, random: policies.Sticky(
-        _names(targets), _weights(targets), KEYS[config.by], config.load_factor
+        _names(targets), _weights(targets), KEYS[config.by](config), config.load_factor
     ),
     "prefix": lambda config, targets, clock, random: policies.Prefix(
         _weights(targets),
@@ -44,7 +45,7 @@ MAKERS: Final[dict[str, Callable[[Any, Sequence[Target], Clock, Random], Policy]
 }
 
 
-def make_policy(model: Model, clock: Clock, random: Random) -> Policy:
+def make_policy(model: FlatModel, clock: Clock, random: Random) -> Policy:
     """The policy of a model: its own, as it counts."""
 
     def make(config: InnerPolicy) -> Policy:
@@ -56,6 +57,11 @@ def make_policy(model: Model, clock: Clock, random: Random) -> Policy:
             [target.priority for target in model.targets], lambda place: make(config.within(place))
         )
     return make(config)
+
+
+def _by_header(name: str) -> Callable[[Asked], str | None]:
+    lower = name.lower()
+    return lambda asked: asked.header(lower)
 
 
 def _weights(targets: Sequence[Target]) -> list[float]:

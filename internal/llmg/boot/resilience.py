@@ -1,16 +1,25 @@
-"""From settings to what keeps a target's troubles from its clients: its health, its queue, retries, fallbacks."""
+"""From settings to what keeps a target's troubles from its clients: health, checks, queue, retries, hedges."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Final
+from urllib.parse import urljoin
 
+import structlog
 from msgspec import Struct
 
-from llmg.boot.settings.models import Model
+from llmg.boot.settings.hedging import Hedge
 from llmg.boot.settings.models import Retries as Config
-from llmg.boot.settings.providers import Resilience
-from llmg.routing import breaker, queue, retries
+from llmg.boot.settings.providers import BackendProvider, HealthCheck, OpenAIProvider, Provider, Resilience
+from llmg.core.errors import Failure
+from llmg.ports import Random
+from llmg.providers.http import Transport
+from llmg.providers.openai import Reach
+from llmg.routing import breaker, hedge, probes, queue, retries
 from llmg.routing.health import Health
+
+log = structlog.get_logger("llmg.health")
 
 
 class State(Struct, frozen=True):
@@ -34,7 +43,70 @@ def make_state(config: Resilience) -> State:
     )
     places = queue.Limits(max_in_flight=config.max_in_flight, max_queue=config.max_queue, timeout=config.queue_timeout)
     health = Health(limits, config.max_cooldown)
-    return State(health, queue.Queue(places, health.crowded) if config.max_in_flight else None)
+    if not config.max_in_flight:
+        return State(health, None)
+    queued = queue.Queue(places, health.crowded)
+    health.waiting = lambda: queued.places.waiting
+    return State(health, queued)
+
+
+def make_prober(random: Random) -> probes.Prober:
+    """Who makes the health checks that it is told, from `start` to `aclose`. Each change of an upstream is logged."""
+    return probes.Prober(random, _log)
+
+
+def make_check(
+    name: str, of: Hashable, config: Provider, healths: Iterable[Health], transport: Transport, channels: Any
+) -> probes.Check | None:
+    """A provider's health check, for the `healths` of its targets; None: it has none.
+
+    `of` is equal where name and settings are. `channels`: the backends' (`providers.backend.Channels`), if there are.
+    """
+    own = None if config.kind == "echo" else config.resilience.health_check
+    if own is None:
+        return None
+    limits = probes.Limits(interval=own.interval, timeout=own.timeout, failures=own.failures, passes=own.passes)
+    probe = PROBES[config.kind](config, own, transport, channels)
+    return probes.Check(name=name, of=of, probe=probe, limits=limits, healths=tuple(healths))
+
+
+def _reach_openai(config: OpenAIProvider, check: HealthCheck, transport: Transport, channels: Any) -> probes.Probe:
+    url = f"{config.base_url}/models" if check.path is None else urljoin(config.base_url, check.path)
+    return Reach(transport, url, *config.credentials())
+
+
+def _reach_backend(config: BackendProvider, check: HealthCheck, transport: Transport, channels: Any) -> probes.Probe:
+    from llmg.providers import backend  # brings grpc along
+
+    assert config.address is not None
+    return backend.Reach(channels, config.address, config.token.get_secret_value() if config.token else "")
+
+
+PROBES: Final[dict[str, Callable[[Any, HealthCheck, Transport, Any], probes.Probe]]] = {
+    "openai": _reach_openai,
+    "backend": _reach_backend,
+}
+
+
+def _log(upstream: str, failure: Failure | None) -> None:
+    if failure is None:
+        log.info("the upstream passes its health checks again", provider=upstream)
+    else:
+        log.warning(
+            "the upstream fails its health checks",
+            provider=upstream,
+            kind=failure.kind.value,
+            reason=failure.message,
+            detail=failure.detail,
+        )
+
+
+def make_hedges(config: Hedge | None) -> hedge.Hedges | None:
+    """A model's hedges; None: it has none."""
+    if config is None:
+        return None
+    after = None if config.after == "p95" else config.after
+    return hedge.Hedges(hedge.Limits(after=after, max=config.max, budget=config.budget))
 
 
 def make_retries(config: Config) -> retries.Retries | None:
@@ -50,17 +122,3 @@ def make_retries(config: Config) -> retries.Retries | None:
             floor=config.floor,
         )
     )
-
-
-def fallbacks(name: str, models: Mapping[str, Model]) -> tuple[str, ...]:
-    """A model's fallbacks, after each of them its own: each once, and never the model itself."""
-    found: dict[str, None] = {name: None}
-
-    def add(of: str) -> None:
-        for fallback in models[of].fallbacks if of in models else ():
-            if fallback not in found:
-                found[fallback] = None
-                add(fallback)
-
-    add(name)
-    return tuple(found)[1:]

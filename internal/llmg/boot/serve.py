@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import structlog
 from dependency_injector import providers
 from starlette.types import ASGIApp
 
-from llmg.boot import tls
+from llmg.boot import collector, tls
+from llmg.boot.administration import following
 from llmg.boot.container import Container
-from llmg.boot.settings import BackendProvider, Settings
-from llmg.boot.system import SystemClock
+from llmg.boot.launching import LazyLauncher
+from llmg.boot.reload import Reloader, Source
+from llmg.boot.settings import Settings
 from llmg.boot.version import version
 from llmg.doors.http.server import HttpServer
 from llmg.ports import Launcher
@@ -65,25 +67,8 @@ def host_and_port(address: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def needs_launcher(settings: Settings) -> bool:
-    """Is there an engine that we are to start?"""
-    return any(isinstance(p, BackendProvider) and p.engine is not None for p in settings.providers.values())
-
-
 Listeners = Mapping[str, socket.socket]
 """The listening sockets of HTTP, by whose they are: `http`, `graphql`."""
-
-
-def wanted(settings: Settings) -> dict[str, tuple[str, int]]:
-    """Where HTTP listens, as `Listeners` names it."""
-    alone = settings.graphql.bind if settings.graphql.enabled else None
-    http = (settings.rest, settings.websocket, settings.gateway)
-    out = {}
-    if any(door.enabled for door in http) or (settings.graphql.enabled and alone is None):
-        out["http"] = settings.http.bind
-    if alone is not None:
-        out["graphql"] = alone
-    return out
 
 
 def addresses(settings: Settings, listeners: Listeners) -> dict[str, str]:
@@ -108,12 +93,20 @@ def _http_server(settings: Settings, app: ASGIApp, draining: Callable[[], bool])
     )
 
 
-async def serve(settings: Settings, listeners: Listeners, launcher: Launcher | None, stop: asyncio.Event) -> None:
-    """Serves until `stop` is set, then drains. The launcher is the caller's to close."""
+async def serve(
+    settings: Settings,
+    listeners: Listeners,
+    launcher: Launcher | None,
+    stop: asyncio.Event,
+    source: Source | None = None,
+) -> None:
+    """Serves until `stop` is set, then drains. The launcher is the caller's to close. `source`: where the settings come
+    from, to be watched."""
     container = Container(settings=settings, launcher=providers.Object(launcher))
     draining = container.draining()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(container.needs().close)
+        await _start(container, stack)
         apps = {"http": container.http, "graphql": container.graphql}
         servers = {name: _http_server(settings, apps[name](), draining) for name in listeners}
         this = version()  # asked here, as it may take a moment, and then known
@@ -126,9 +119,11 @@ async def serve(settings: Settings, listeners: Listeners, launcher: Launcher | N
             doors.append(grpc)
         for name, server in servers.items():
             await server.start(listeners[name])
-        _calm_collector()
+        collector.calm()
         if not settings.providers:
             log.warning("no providers are configured: there is no model to ask for")
+        if source is not None:
+            await stack.enter_async_context(watching(Reloader(source, container.current())))
         log.info("ready", **where, models=sorted(settings.models), version=this["version"], commit=this["commit"])
         await stop.wait()
         draining.on = True
@@ -137,12 +132,40 @@ async def serve(settings: Settings, listeners: Listeners, launcher: Launcher | N
         log.info("stopped", cut_off=sum(await asyncio.gather(*drains)))
 
 
-def _calm_collector() -> None:
-    # What was made at start-up lives as long as we do, and what a request makes dies by its reference counts: by the
-    # default thresholds the cyclic collector took a fifth of the time to find nothing.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+async def _start(container: Container, stack: AsyncExitStack) -> None:
+    """What runs beside the requests, until the stack is left."""
+    redis = container.redis()
+    if redis is not None:
+        await redis.start()
+        stack.push_async_callback(redis.aclose)
+        limiter: Any = container.limiter()  # the one that is shared
+        await limiter.start()
+        stack.push_async_callback(limiter.aclose)
+    await stack.enter_async_context(following(container.following()))  # else no key of the catalog is known
+    container.current()  # tells the prober what to check
+    prober = container.prober()
+    prober.start()
+    stack.push_async_callback(prober.aclose)
+
+
+@asynccontextmanager
+async def watching(reloader: Reloader) -> AsyncIterator[None]:
+    """Keeps what is in force as its files say; SIGHUP has them read at once.
+
+    Not where there is a terminal: there SIGHUP tells that it is gone, and ends the process.
+    """
+    loop = asyncio.get_running_loop()
+    asked = not sys.stdin.isatty()
+    if asked:
+        loop.add_signal_handler(signal.SIGHUP, reloader.ask)
+    task = loop.create_task(reloader.run(), name="reload")
+    try:
+        yield
+    finally:
+        if asked:
+            loop.remove_signal_handler(signal.SIGHUP)
+        task.cancel()
+        await asyncio.wait({task})
 
 
 def stop_on_signals(again: Callable[[signal.Signals], None] | None = None) -> asyncio.Event:
@@ -167,15 +190,10 @@ def stop_on_signals(again: Callable[[signal.Signals], None] | None = None) -> as
     return stop
 
 
-async def run_alone(settings: Settings, listeners: Listeners) -> None:
+async def run_alone(settings: Settings, listeners: Listeners, source: Source) -> None:
     """The whole gateway in this process, with its engines below it."""
     stop = stop_on_signals()
     async with AsyncExitStack() as stack:
-        launcher: Launcher | None = None
-        if needs_launcher(settings):
-            from llmg.launcher.local import LocalLauncher  # brings grpc along
-
-            local = LocalLauncher(SystemClock())
-            stack.push_async_callback(local.aclose)
-            launcher = local
-        await serve(settings, listeners, launcher, stop)
+        launcher = LazyLauncher()
+        stack.push_async_callback(launcher.aclose)
+        await serve(settings, listeners, launcher, stop, source)

@@ -23,9 +23,12 @@ from typing import Final
 
 import structlog
 
-from llmg.boot.serve import Listeners, addresses, needs_launcher, stop_on_signals
+from llmg.boot.current import check
+from llmg.boot.launching import LazyLauncher
+from llmg.boot.reload import Reloader, Source
+from llmg.boot.serve import Listeners, addresses, stop_on_signals, watching
 from llmg.boot.settings import Settings
-from llmg.boot.system import SystemClock
+from llmg.launcher.remote import LauncherServer
 
 log = structlog.get_logger("llmg.supervisor")
 
@@ -34,8 +37,9 @@ _STEADY: Final = 60.0  # seconds after which a worker that ends is treated as if
 _TO_CLOSE: Final = 5.0  # seconds on top of the grace
 
 
-async def supervise(settings: Settings, listeners: Listeners) -> None:
+async def supervise(settings: Settings, listeners: Listeners, source: Source) -> None:
     """Runs `settings.server.workers` processes until told to stop, and starts again those that end by themselves."""
+    orders = _Orders(settings, source)
     slots: list[_Slot] = []
 
     def end_at_once(number: signal.Signals) -> None:
@@ -46,14 +50,13 @@ async def supervise(settings: Settings, listeners: Listeners) -> None:
 
     stop = stop_on_signals(end_at_once)
     async with AsyncExitStack() as stack:
-        path = ""
-        if needs_launcher(settings):
-            path = await _serve_launcher(stack)
-        slots += [_Slot(number, settings, listeners, path) for number in range(settings.server.workers)]
+        path = await _serve_launcher(stack)
+        slots += [_Slot(number, orders, listeners, path) for number in range(settings.server.workers)]
         tasks = [asyncio.create_task(slot.keep()) for slot in slots]
         where = addresses(settings, listeners)
         if settings.grpc.enabled:
             where["grpc_address"] = settings.grpc.server_addr
+        await stack.enter_async_context(watching(orders.reloader))
         log.info("supervising", **where, workers=len(slots))
         await stop.wait()
         log.info("draining", grace=settings.server.grace)
@@ -67,10 +70,7 @@ async def supervise(settings: Settings, listeners: Listeners) -> None:
 
 
 async def _serve_launcher(stack: AsyncExitStack) -> str:
-    from llmg.launcher.local import LocalLauncher  # brings grpc along
-    from llmg.launcher.remote import LauncherServer
-
-    launcher = LocalLauncher(SystemClock())
+    launcher = LazyLauncher()
     stack.push_async_callback(launcher.aclose)
     server = LauncherServer(launcher)
     path = await server.start()
@@ -78,12 +78,29 @@ async def _serve_launcher(stack: AsyncExitStack) -> str:
     return str(path)
 
 
+class _Orders:
+    """What workers are told that are started now. Those that run watch the files themselves."""
+
+    def __init__(self, settings: Settings, source: Source) -> None:
+        self.settings = settings
+        self.turn = asyncio.Lock()
+        self.reloader = Reloader(source, self)
+
+    async def put(self, settings: Settings, version: str) -> None:
+        """See reload.InForce."""
+        await asyncio.to_thread(check, settings)
+        self.settings = settings
+
+    def __bytes__(self) -> bytes:
+        return pickle.dumps((self.settings, self.reloader.source))
+
+
 class _Slot:
     """One worker, and whoever takes its place."""
 
-    def __init__(self, number: int, settings: Settings, listeners: Listeners, path: str) -> None:
+    def __init__(self, number: int, orders: _Orders, listeners: Listeners, path: str) -> None:
         self._number = number
-        self._settings = pickle.dumps(settings)
+        self._orders = orders
         self._listeners = listeners
         self._path = path
         self._worker: _Worker | None = None
@@ -95,7 +112,7 @@ class _Slot:
         while True:
             began = loop.time()
             try:
-                worker = self._worker = _Worker(self._listeners, self._path, self._settings)
+                worker = self._worker = _Worker(self._listeners, self._path, bytes(self._orders))
             except OSError as error:
                 log.error("a worker could not be started", worker=self._number, reason=str(error), again_in=wait)
             else:

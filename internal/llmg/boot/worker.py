@@ -1,7 +1,7 @@
 """`python -m llmg.boot.worker SOCKET [NAME=FD ...]`: one of the supervisor's workers.
 
-The FDs are the listening sockets, SOCKET where the supervisor's launcher is asked (empty: there is none). The
-settings come on standard input, as the supervisor wrote them.
+The FDs are the listening sockets, SOCKET where the supervisor's launcher is asked. The settings come on standard input,
+as the supervisor wrote them, with where they came from.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from contextlib import AsyncExitStack
 import uvloop
 
 from llmg.boot import logs
+from llmg.boot.reload import Source
 from llmg.boot.serve import Listeners, serve, stop_on_signals
 from llmg.boot.settings import Settings
-from llmg.ports import Launcher
+from llmg.launcher.remote import RemoteLauncher
 
 
-async def work(settings: Settings, listeners: Listeners, path: str) -> None:
+async def work(settings: Settings, source: Source, listeners: Listeners, path: str) -> None:
     """Serves until told to stop, or until the supervisor is gone."""
     stop = stop_on_signals(lambda _: None)  # some tell all processes of a service, and then the supervisor does, too
     loop = asyncio.get_running_loop()
@@ -32,24 +33,19 @@ async def work(settings: Settings, listeners: Listeners, path: str) -> None:
 
     loop.add_reader(sys.stdin.fileno(), supervisor_gone)
     async with AsyncExitStack() as stack:
-        launcher: Launcher | None = None
-        if path:
-            from llmg.launcher.remote import RemoteLauncher
-
-            remote = RemoteLauncher(path)
-            stack.push_async_callback(remote.aclose)
-            launcher = remote
-        await serve(settings, listeners, launcher, stop)
+        launcher = RemoteLauncher(path)
+        stack.push_async_callback(launcher.aclose)
+        await serve(settings, listeners, launcher, stop, source)
 
 
 def main() -> None:
     """The entry point."""
     path = sys.argv[1]
     fds = {name: int(fd) for name, _, fd in (word.partition("=") for word in sys.argv[2:])}
-    settings: Settings = pickle.loads(_read(int.from_bytes(_read(8), "big")))
+    settings, source = pickle.loads(_read(int.from_bytes(_read(8), "big")))
     logs.configure(settings.log.level, settings.log.format)
     listeners = {name: socket.socket(fileno=fd) for name, fd in fds.items()}
-    uvloop.run(work(settings, listeners, path))
+    uvloop.run(work(settings, source, listeners, path))
 
 
 def _read(size: int) -> bytes:

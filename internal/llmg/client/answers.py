@@ -1,28 +1,13 @@
-"""Answers: the contract's messages with short ways to what is mostly wanted, and which way the request went."""
+"""Answers: the contract's messages with short ways to what is mostly wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from llmg.client import types as t
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """Which way a request went. `request_id` is what the gateway's log names it; `route` is PROVIDER/MODEL, the target
-    that answered, after `attempts`."""
-
-    request_id: str | None = None
-    route: str | None = None
-    attempts: int = 1
-
-
-def way(trailers: Mapping[str, str]) -> Way:
-    """By a call's trailing metadata."""
-    attempts = trailers.get("x-llmg-attempts", "1")
-    return Way(trailers.get("x-request-id"), trailers.get("x-llmg-route"), int(attempts) if attempts.isdecimal() else 1)
+from llmg.client.way import Way
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from grpclib.const import Cardinality
 
 from llmg.client import requests
 from llmg.client import types as t
-from llmg.client.answers import Assembly, Completion, Embeddings, Way, events, way
+from llmg.client.answers import Assembly, Completion, Embeddings, events
 from llmg.client.errors import LlmgError, unavailable
 from llmg.client.requests import ChatFields, EmbeddingInputs, Messages
 from llmg.client.transport import Call, Channel, In, Metadata, Method, Out
+from llmg.client.way import Way, way
 
 S = TypeVar("S", bound=ServiceStub)
 
@@ -36,6 +37,7 @@ CREATE_EMBEDDINGS: Final = Method(
     _V1 + "EmbeddingService/CreateEmbeddings", t.CreateEmbeddingsRequest, t.CreateEmbeddingsResponse
 )
 LIST_MODELS: Final = Method(_V1 + "ModelService/ListModels", t.ListModelsRequest, t.ListModelsResponse)
+EXPLAIN_ROUTE: Final = Method(_V1 + "RoutingService/ExplainRoute", t.ExplainRouteRequest, t.ExplainRouteResponse)
 GET_MODEL: Final = Method(_V1 + "ModelService/GetModel", t.GetModelRequest, t.GetModelResponse)
 
 
@@ -119,6 +121,20 @@ class Client:
         """A vector for each input. `inputs`: a text, or a list of texts or of their tokens."""
         request = requests.embeddings(model, inputs, dimensions, user)
         return Embeddings(*await self._ask(CREATE_EMBEDDINGS, request, timeout, call_metadata))
+
+    async def explain(
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        timeout: float | None = None,
+        call_metadata: Metadata | None = None,
+        **fields: Unpack[ChatFields],
+    ) -> t.ExplainRouteResponse:
+        """Which targets would be asked now, in which order, and why not the others. Arguments as for `chat`."""
+        request = t.ExplainRouteRequest(chat=requests.chat(model, messages, fields))
+        answer, _ = await self._ask(EXPLAIN_ROUTE, request, timeout, call_metadata)
+        return answer
 
     async def models(self, *, timeout: float | None = None, call_metadata: Metadata | None = None) -> list[t.Model]:
         """All models that have a name of their own, by name. `timeout` is for each page of them."""

@@ -25,11 +25,14 @@ import betterproto2
 from grpclib.const import Status
 
 from llmg.client._pb.google import rpc
+from llmg.client.way import Way, way
 
 UNAVAILABLE: Final = "unavailable"
 DOMAIN: Final = "llmg"
 GARBLED: Final = (ValueError, EOFError, IndexError, TypeError, KeyError, struct.error)
 """What betterproto2 raises for bytes that are no such message."""
+
+NOWHERE: Final = Way()
 
 M = TypeVar("M", bound=betterproto2.Message)
 
@@ -39,7 +42,8 @@ class LlmgError(Exception):
 
     `kind`: the gateway's word for it (`rate_limited`, `model_not_found` ...), or `unavailable` when no gateway answers.
     `status`: gRPC's. `param`: the request's field, as a path (`chat.messages[0].role`). `code`: the upstream's own
-    error code. `retry_after`: seconds. `route`: the target that was asked, PROVIDER/MODEL. What is not known is None.
+    error code. `retry_after`: seconds. `way`: the way that it went, with `route`, the target that was asked,
+    PROVIDER/MODEL, and `request_id`. What is not known is None.
     """
 
     def __init__(
@@ -51,8 +55,7 @@ class LlmgError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: float | None = None,
-        request_id: str | None = None,
-        route: str | None = None,
+        way: Way = NOWHERE,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -61,8 +64,9 @@ class LlmgError(Exception):
         self.param = param
         self.code = code
         self.retry_after = retry_after
-        self.request_id = request_id
-        self.route = route
+        self.way = way
+        self.request_id = way.request_id
+        self.route = way.route
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.kind}: {self.message})"
@@ -157,8 +161,7 @@ def from_status(status: Status, message: str | None, details: bytes | None, trai
         param=found.param,
         code=found.info.metadata.get("code") if found.info else None,
         retry_after=found.retry_after,
-        request_id=trailers.get("x-request-id"),
-        route=trailers.get("x-llmg-route"),
+        way=way(trailers),
     )
 
 

@@ -43,7 +43,8 @@ def no_header(name: str) -> str | None:
 class Attempt(Struct, kw_only=True):
     """One try of one target. Times are monotonic seconds; `ended` and `failure` stay None while it runs well.
 
-    `queued`: seconds since `started` in which it waited for a place at the target.
+    `queued`: seconds since `started` in which it waited for a place at the target. `committed`: when its first content
+    came (of a whole answer, all of it). `group` is the model among whose targets `policy` (its kind) chose this one.
     """
 
     provider: str
@@ -51,7 +52,10 @@ class Attempt(Struct, kw_only=True):
     started: float
     ended: float | None = None
     queued: float = 0.0
+    committed: float | None = None
     failure: Failure | None = None
+    group: str = ""
+    policy: str = ""
 
     @property
     def route(self) -> str:
@@ -103,11 +107,20 @@ class Context(Struct, kw_only=True):
     observer: Any = SILENT
 
     @property
+    def answering(self) -> Attempt:
+        """The attempt that answers, or, while none does, the last one. There must be one."""
+        last = self.trail[-1]
+        if last.committed is None and len(self.trail) > 1:
+            return next((one for one in self.trail if one.committed is not None), last)
+        return last
+
+    @property
     def route(self) -> str:
-        """The last target tried, fit for a header: printable ASCII, 512 characters at most; empty before any was."""
+        """The target that answers, or the last one tried, fit for a header: printable ASCII, 512 characters at most;
+        empty before any was."""
         if not self.trail:
             return ""
-        name = self.trail[-1].route
+        name = self.answering.route
         if not (name.isascii() and name.isprintable()):  # clients make names up, too
             name = "".join([char if " " <= char <= "~" else "?" for char in name])
         return name[:512]

@@ -20,15 +20,17 @@ import shutil
 import tempfile
 from contextlib import AbstractContextManager, AsyncExitStack
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import msgspec
 import structlog
 from msgspec import Struct
 
 from llmg.core.errors import Blame, Failure, Kind, internal
-from llmg.launcher.local import Gone as Listener
 from llmg.ports import Launcher, Running, Spec
+
+if TYPE_CHECKING:  # it brings grpc along
+    from llmg.launcher.local import Gone as Listener
 
 log = structlog.get_logger("llmg.launcher")
 

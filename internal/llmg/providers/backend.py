@@ -26,6 +26,7 @@ from llmg.ports import Answering, Launcher, Running, Spec
 from llmg.wire.backend import ERROR_KIND, ReplyDecoder, encode_chat
 
 MAX_MESSAGE: Final = 50 << 20  # bytes: the contract's
+_HEALTHY: Final = b"OK"  # the contract's one good answer to Health
 _LAST_WORDS: Final = 5.0  # seconds; a channel that is closed at once would cancel its calls, and so whoever awaits them
 _AT_ONCE: Final = 8  # embeddings of one request that are under way at the same time
 _OPTIONS: Final = (
@@ -151,6 +152,28 @@ class Backend:
                 self._channels.forget(running.address)
                 return Failure(Kind.BACKEND_CRASHED, cause, detail=_said(error))
         return _failure(error)
+
+
+class Reach:
+    """The health check of a backend that runs elsewhere: the contract's own `Health`. Raises Failure.
+
+    One that wants another token, or has no room, is there all the same.
+    """
+
+    def __init__(self, channels: Channels, address: str, token: str = "") -> None:
+        self._channels = channels
+        self._address = address
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
+
+    async def __call__(self) -> None:
+        try:
+            reply = await self._channels.stub(self._address).Health(pb.HealthMessage(), metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in _THERE:
+                return
+            raise _failure(error) from error
+        if reply.message != _HEALTHY:
+            raise Failure(Kind.UPSTREAM_UNAVAILABLE, "the backend says that it is not healthy")
 
 
 class _NeverArrived(Failure):
@@ -309,6 +332,16 @@ class _EmbedCall(_Call):
 
 _MAY_BE_DEAD: Final = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
+)
+
+# Statuses that only somebody who is there and well can give.
+_THERE: Final = frozenset(
+    {
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+    }
 )
 
 # What a status means. The words of those in `_SHOWN` are about the request, and go on to the client.

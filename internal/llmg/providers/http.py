@@ -41,6 +41,7 @@ class Origin:
         self.path = url.path.rstrip("/")
         self.authority = url.netloc.rpartition("@")[2]
         self.idle: list[Connection] = []
+        self.retired = False  # nothing more is to be asked there: no connection is kept
         self.room = asyncio.Semaphore(max_connections) if max_connections else None
 
     def head(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
@@ -203,6 +204,9 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def _rest(self) -> None:
+        if self.origin.retired:
+            self.abort()
+            return
         if self._paused:  # nobody has read the end of the body
             self._transport.resume_reading()
         self.idle_since = self._loop.time()
@@ -305,14 +309,18 @@ class Transport:
                 origin.room.release()
             raise
 
+    def retire(self, origin: Origin) -> None:
+        """Nothing more will be asked there. Closes the idle connections; those in use go with their exchanges."""
+        origin.retired = True
+        self._origins.discard(origin)
+        _close_idle(origin)
+
     async def close(self) -> None:
         """Closes the idle connections; those in use go with their exchanges."""
         if self._sweep is not None:
             self._sweep.cancel()
         for origin in self._origins:
-            for connection in list(origin.idle):
-                connection.abort()
-            origin.idle.clear()
+            _close_idle(origin)
 
     def _idle(self, origin: Origin) -> Connection | None:
         while origin.idle:
@@ -323,7 +331,8 @@ class Transport:
 
     async def _connect(self, origin: Origin, within: float) -> Connection:
         loop = asyncio.get_running_loop()
-        self._origins.add(origin)
+        if not origin.retired:
+            self._origins.add(origin)
         if self._sweep is None:
             self._sweep = loop.call_later(_KEPT_ALIVE / 2, self._sweep_idle)
         try:
@@ -352,6 +361,12 @@ class Transport:
                 origin.idle.remove(connection)
                 connection.abort()
         self._sweep = loop.call_later(_KEPT_ALIVE / 2, self._sweep_idle)
+
+
+def _close_idle(origin: Origin) -> None:
+    for connection in list(origin.idle):
+        connection.abort()
+    origin.idle.clear()
 
 
 async def _answers(connection: Connection, head: bytes, body: bytes) -> bool:

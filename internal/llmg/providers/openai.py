@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import nan
 from typing import Any, Final
+from urllib.parse import urljoin
 
 from msgspec import Struct
 
@@ -25,6 +26,8 @@ from llmg.wire.openai.splice import read_answer
 
 MAX_ANSWER: Final = 256 << 20
 MAX_ERROR: Final = 1 << 20
+_SERVER_ERROR: Final = 500
+_NOT_IMPLEMENTED: Final = 501
 _SECRET: Final = 8  # a header's value of so many characters is taken for a secret
 _LONGEST_WAIT: Final = 86_400.0  # seconds: a Retry-After beyond this says nothing usable
 
@@ -57,15 +60,7 @@ class OpenAI:
         self._connect_timeout = connect_timeout
         secrets = [api_key or "", *(headers or {}).values()]
         self._secrets = [secret for secret in secrets if len(secret) >= _SECRET]
-        sent = {
-            "Content-Type": "application/json",
-            "Accept": "application/json, text/event-stream",
-            "Accept-Encoding": "identity",
-            "User-Agent": "llmg",
-            **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
-        }
-        own = {name.lower() for name in headers or {}}
-        sent = {**{name: value for name, value in sent.items() if name.lower() not in own}, **(headers or {})}
+        sent = _sent(api_key, headers or {})
         self._heads = {row.path: origin.head("POST", row.path, sent) for row in _OPERATIONS.values()}
 
     def open(self, request: Request, context: Context, /) -> Answering:
@@ -103,6 +98,46 @@ class OpenAI:
                 if said is not None and secret in said:
                     setattr(failure, name, said.replace(secret, "***"))
         return failure
+
+
+def _sent(api_key: str | None, headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers of each request: ours, but where `headers` has them, too."""
+    sent = {
+        "Content-Type": "application/json",
+        "Accept": "application/json, text/event-stream",
+        "Accept-Encoding": "identity",
+        "User-Agent": "llmg",
+        **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
+    }
+    own = {name.lower() for name in headers}
+    return {**{name: value for name, value in sent.items() if name.lower() not in own}, **headers}
+
+
+class Reach:
+    """The health check of an upstream: whether a GET of `url` is answered. If not, raises Failure.
+
+    By whatever below 500: a server that wants another key or has no such path is there all the same. So is one that
+    says 501. On a connection of its own, as those of the answers may all be in use.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        url: str,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        root, path = urljoin(url, "/"), url[len(urljoin(url, "/")) - 1 :]
+        self._transport = transport
+        self._origin = Origin(root)
+        self._head = self._origin.head("GET", path, _sent(api_key, headers or {}))
+
+    async def __call__(self) -> None:
+        exchange = await self._transport.send(self._origin, self._head)
+        exchange.close(answered=True)  # what it says doesn't matter
+        if exchange.status >= _SERVER_ERROR and exchange.status != _NOT_IMPLEMENTED:
+            words = f"the upstream answered its health check with HTTP {exchange.status}"
+            raise Failure(Kind.UPSTREAM_UNAVAILABLE, words)
 
 
 class _Call:

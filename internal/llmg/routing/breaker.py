@@ -14,7 +14,8 @@ So the failures of calls that were on their way when the circuit opened can't cl
 On probation the counts begin anew, but the next failure opens the circuit, unless a success comes first: a probe has
 passed when its answer begins, which does not say that it will end well.
 A call that says nothing about the target (its client left) only gives its place among the probes back. `begin` does
-not refuse: who has no better target left may begin a call of an open one, which makes it half-open before its time.
+not refuse: who has no better target left may begin a call of an open one, which makes it half-open before its time; so
+does `relent`, where something else says that the target is there again.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Breaker:
         self._passed = 0  # probes that succeeded
         self.state = State.CLOSED
         self.opened = 0.0  # when it opened last, in seconds
+        self.openings = 0  # how often it did
 
     def retry_after(self, now: float) -> float:
         """Seconds until an open circuit lets a probe through; 0: a call may begin, or when a probe has ended."""
@@ -109,7 +111,13 @@ class Breaker:
             if not self._too_many(now):
                 return
         self.opened = now
+        self.openings += 1
         self._move(State.OPEN)
+
+    def relent(self) -> None:
+        """An open circuit becomes half-open before its time."""
+        if self.state is State.OPEN:
+            self._move(State.HALF_OPEN)
 
     def dropped(self, ticket: int) -> None:
         """It ended without telling anything about the target."""

@@ -1,20 +1,22 @@
-"""Is a target fit to be asked? Its circuit breaker, and the time in which it asked to be left alone.
+"""Is a target fit to be asked? Its circuit breaker, the time in which it asked to be left alone, and its health checks.
 
 One per target, whatever names it is reached by. Pure: every time is an argument, in monotonic seconds.
+What the checks of its provider say is told by `checked`; `probes.py` says which of them count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Final, Protocol
+
+from msgspec import Struct
 
 from llmg.core.errors import Failure, Kind
 from llmg.routing.breaker import Breaker, Limits, State
 
 LIMITS: Final = Limits()
 MAX_COOLDOWN: Final = 60.0
-
 
 _SOON: Final = 1.0  # seconds, in which a probe may be over
 
@@ -63,31 +65,91 @@ COOLS: Final = frozenset({Kind.UPSTREAM_RATE_LIMITED, Kind.UPSTREAM_UNAVAILABLE,
 """With a `retry_after`, these ask to be left alone until then: 429, 503, and an engine that did not start."""
 
 
-class Health:
-    """What is known of one target. `full`: a request would have to wait for a place.
+class Status(Struct, frozen=True, kw_only=True):
+    """What is known of one target at a moment.
 
-    `calm`: nothing is the matter, and nothing more need be asked, which is the rule and has to be quick.
+    `circuit`: closed, open or half-open; `opened`: how often it has opened since the start; `cooling`: seconds for
+    which it has asked to be left alone yet; `down`: its health checks fail; `retry_after`: seconds until it may be
+    asked, as far as is known, 0 if it may; `in_flight`: requests that it is working on; `queued`: those that wait for
+    a place.
     """
 
-    __slots__ = ("_cool_until", "_limited", "_max_cooldown", "breaker", "calm", "full")
+    circuit: State
+    opened: int
+    cooling: float
+    down: bool
+    retry_after: float
+    in_flight: int
+    queued: int
+
+
+def _nobody() -> int:
+    return 0
+
+
+class Health:
+    """What is known of one target. `full`: a request would have to wait for a place. `down`: its health checks fail.
+
+    `calm`: nothing is the matter, and nothing more need be asked, which is the rule and has to be quick. `waiting`
+    tells how many requests wait for a place, where they are counted.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_cool_until",
+        "_limited",
+        "_max_cooldown",
+        "_vouched",
+        "breaker",
+        "calm",
+        "down",
+        "full",
+        "waiting",
+    )
 
     def __init__(self, limits: Limits = LIMITS, max_cooldown: float = MAX_COOLDOWN) -> None:
         """`max_cooldown` seconds at most are waited, whatever the target asks; 0: it asks in vain."""
         self._max_cooldown = max_cooldown
         self._cool_until = 0.0
         self._limited = False  # is it a rate limit that cools it down?
+        self._vouched = False  # a check that passed has made the open circuit half-open
+        self._asked = 0  # calls begun and not ended
         self.breaker = Breaker(limits)
         self.full = False
+        self.down = False
         self.calm = True
+        self.waiting: Callable[[], int] = _nobody
+
+    def status(self, now: float) -> Status:
+        """All of it, for who explains or counts. Cheap, and changes nothing."""
+        queued = self.waiting()
+        return Status(
+            circuit=self.breaker.state,
+            opened=self.breaker.openings,
+            cooling=max(0.0, self._cool_until - now),
+            down=self.down,
+            retry_after=self.retry_after(now),
+            in_flight=self._asked - queued,
+            queued=queued,
+        )
 
     def crowded(self, full: bool) -> None:
         """Its last place was taken, or one became free."""
         self.full = full
         self._settle()
 
+    def down_is(self, down: bool) -> None:
+        """By what is known of its checks."""
+        self.down = down
+        self._settle()
+
     def fit(self, now: float) -> bool:
         """May it be asked?"""
-        return self.calm or (not self.cooling(now) and self.breaker.allows(now))
+        return self.calm or (not self.down and self.allowed(now))
+
+    def allowed(self, now: float) -> bool:
+        """May it be asked, whatever its checks say?"""
+        return not self.cooling(now) and self.breaker.allows(now)
 
     def cooling(self, now: float) -> bool:
         """Is it to be left alone, by its own word?"""
@@ -112,6 +174,7 @@ class Health:
 
     def begin(self) -> int:
         """It is being asked: the ticket for `committed` and `ended`."""
+        self._asked += 1
         return self.breaker.begin()
 
     def committed(self, ticket: int, now: float) -> None:
@@ -122,6 +185,7 @@ class Health:
 
     def ended(self, ticket: int, now: float, failure: Failure | None) -> None:
         """It has answered, or failed, or was left."""
+        self._asked -= 1
         verdict = Verdict.ALIVE if failure is None else VERDICTS[failure.kind]
         if verdict is Verdict.ALIVE:
             self.breaker.succeeded(ticket, now)
@@ -135,6 +199,19 @@ class Health:
         elif not self.calm:
             self._settle()
 
+    def checked(self, *, passed: bool, down: bool) -> None:
+        """A health check passed or not; by all that is known of them, the target is `down` or not.
+
+        One that passes makes an open circuit half-open, but only once: if the target fails all the same, a check
+        doesn't see what is wrong with it, until one fails or the circuit closes.
+        """
+        if not passed or self.breaker.state is State.CLOSED:
+            self._vouched = False
+        elif not self._vouched:
+            self._vouched = True
+            self.breaker.relent()
+        self.down_is(down)
+
     def _cool(self, failure: Failure, now: float) -> None:
         if failure.kind in COOLS and failure.retry_after is not None:
             until = now + min(failure.retry_after, self._max_cooldown)
@@ -143,7 +220,8 @@ class Health:
                 self._limited = failure.kind is Kind.UPSTREAM_RATE_LIMITED
 
     def _settle(self) -> None:
-        self.calm = not self.full and self._cool_until == 0.0 and self.breaker.state is State.CLOSED
+        calm = not self.full and not self.down and self._cool_until == 0.0
+        self.calm = calm and self.breaker.state is State.CLOSED
 
 
 class Askable(Protocol):
@@ -158,7 +236,8 @@ class Askable(Protocol):
 def fittest(targets: Sequence[Askable], left: Sequence[int], now: float) -> Sequence[int]:
     """Those of `left` to choose from: the fit ones, of which those with a free place, where there are any.
 
-    When none is fit, the one whose circuit opened first of all, if a probe of it may begin; else none.
+    When none is fit, those that are only down by their checks, which may be wrong; else the one whose circuit opened
+    first of all, if a probe of it may begin; else none.
     """
     for index in left:
         if not targets[index].health.calm:
@@ -170,7 +249,15 @@ def fittest(targets: Sequence[Askable], left: Sequence[int], now: float) -> Sequ
     return free or fit or _last_resort(targets, left, now)
 
 
+def spare(targets: Sequence[Askable], left: Sequence[int], now: float) -> Sequence[int]:
+    """Those of `left` that are fit and have a free place: for what need not be asked at all."""
+    healths = [(index, targets[index].health) for index in left]
+    return [index for index, health in healths if health.calm or (not health.full and health.fit(now))]
+
+
 def _last_resort(targets: Sequence[Askable], left: Sequence[int], now: float) -> Sequence[int]:
+    if allowed := [index for index in left if targets[index].health.allowed(now)]:
+        return allowed
     opened = [
         index
         for index in left

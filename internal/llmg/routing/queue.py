@@ -104,13 +104,14 @@ class Queue:
             return
         if entry is Entry.REFUSED:
             raise self._overloaded("too many requests wait for the upstream already")
+        attempt = context.trail[-1] if context.trail else None  # which, while we wait, need not stay the last
         begun = loop.time()
         due = begun + self._limits.timeout
         if context.deadline is not None:
             due = min(due, context.deadline)
         came_in = await self._turn(waiter, due)
-        if context.trail:
-            context.trail[-1].queued = loop.time() - begun
+        if attempt is not None:
+            attempt.queued = loop.time() - begun
         if not came_in and due == context.deadline:
             raise Failure(Kind.DEADLINE_EXCEEDED, "the request's deadline has passed")
         if not came_in:

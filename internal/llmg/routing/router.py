@@ -7,28 +7,32 @@ a text twice. A unary answer commits when it is complete.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from random import Random as Dice
-from typing import Final
+from typing import Final, Protocol
 
 from msgspec import Struct, field
-from msgspec.structs import replace
+from msgspec.structs import force_setattr
 
-from llmg.core.context import Attempt, Context
-from llmg.core.errors import FAILS_OVER, Failure, Kind, internal, not_implemented
-from llmg.core.events import Batch, commits
-from llmg.core.request import Embed, Request
+from llmg.core.context import Context
+from llmg.core.errors import Failure, Kind
+from llmg.core.events import Batch
+from llmg.core.request import Request
 from llmg.ports import Answering, Asked, Clock, Policy, Profile, Provider, Random
+from llmg.routing.ability import Demand, Operations, operations
+from llmg.routing.attempts import Trying, why_left
 from llmg.routing.course import Course
 from llmg.routing.health import Health
+from llmg.routing.hedge import Hedges
 from llmg.routing.policies.base import First
+from llmg.routing.policies.lowest_cost import Price
 from llmg.routing.policies.view import View
+from llmg.routing.race import Hedged
 from llmg.routing.retries import Retries
 
 
 class Target(Struct, frozen=True, kw_only=True):
-    """One model of one provider."""
+    """One model of one provider. `region` and `labels` are the operator's words for it."""
 
     provider: str
     model: str
@@ -36,13 +40,18 @@ class Target(Struct, frozen=True, kw_only=True):
     weight: float = 1.0
     profile: Profile = Profile()
     health: Health = field(default_factory=Health)
+    price: Price | None = None
+    region: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 class Group(Struct, frozen=True, kw_only=True):
     """A name that clients use, and the targets that may answer for it.
 
     When they all fail, or one fails with a kind of `fallback_on`, the models of `fallbacks` are asked, in this order;
-    then, if none of them answers either, the model's own targets again, as `retries` allow.
+    then, if none of them answers either, the model's own targets again, as `retries` allow. `find` gives its
+    fallbacks; None: whoever asks knows them. With `hedges`, another target is asked when the first keeps a request
+    waiting. `operations` follow from the targets.
     """
 
     name: str
@@ -52,6 +61,13 @@ class Group(Struct, frozen=True, kw_only=True):
     fallbacks: tuple[str, ...] = ()
     fallback_on: frozenset[Kind] = frozenset()
     retries: Retries | None = None
+    hedges: Hedges | None = None
+    find: Callable[[str], Group] | None = None
+    operations: Operations = Operations()
+
+    def __post_init__(self) -> None:
+        """Once for all requests, as there may be many targets."""
+        force_setattr(self, "operations", operations(tuple([target.profile for target in self.targets])))
 
     def profile(self) -> Profile:
         """What at least one of the targets can do."""
@@ -60,6 +76,14 @@ class Group(Struct, frozen=True, kw_only=True):
             embed=any(t.profile.embed for t in self.targets),
             n=any(t.profile.n for t in self.targets),
         )
+
+
+class Finding(Protocol):
+    """Knows models by their names."""
+
+    def find(self, name: str, /) -> Group:
+        """The model of that name. Raises Failure (model_not_found)."""
+        ...
 
 
 class Models:
@@ -84,7 +108,12 @@ class Models:
         make = self._providers.get(provider)
         if make is None or not slash or not model:
             raise Failure(Kind.MODEL_NOT_FOUND, f"the model '{name[:200]}' does not exist", param="model")
-        return Group(name=name, targets=(make(model),), policy=_ONLY)
+        return only(name, make(model))
+
+
+def only(name: str, target: Target) -> Group:
+    """A model that has one target."""
+    return Group(name=name, targets=(target,), policy=_ONLY)
 
 
 _ONLY = First()
@@ -94,7 +123,7 @@ _CHANCE: Final = Dice()
 class Router:
     """Answers from the targets of the request's model."""
 
-    def __init__(self, models: Models, clock: Clock, random: Random = _CHANCE) -> None:
+    def __init__(self, models: Finding, clock: Clock, random: Random = _CHANCE) -> None:
         """`models` are those of callers who have no scope of their own; `random` spreads the retries."""
         self._models = models
         self._clock = clock
@@ -102,149 +131,77 @@ class Router:
 
     def open(self, request: Request, context: Context, /) -> Answering:
         """See `ports.Provider`."""
-        models: Models = context.principal.scope or self._models
+        models: Finding = context.principal.scope or self._models
         group = models.find(request.model)
-        able = partial(_able, request)
-        left = able(group)
+        view = View(request, context)
+        demand = Demand(request, view, context)
+        left = demand.able(group)
+        course = Course(group, left, group.find or models.find, demand.able)
         if not left:
-            what = "embeddings" if isinstance(request, Embed) else "chat"
-            raise not_implemented(f"{what} for the model '{group.name}'")
-        course = Course(group, left, models.find, able)
-        return _Routed(course, request, context, self._clock, self._random)
+            self._elsewhere(course, demand.failure(group), context)
+        if group.hedges is not None:
+            return Hedged(course, group.hedges, request, view, context, self._clock, self._random)
+        return _Routed(course, request, view, context, self._clock, self._random)
+
+    def _elsewhere(self, course: Course, failure: Failure, context: Context) -> None:
+        """None of the model's targets can do what is asked: goes on to its fallbacks, or raises the failure."""
+        asked = failure.kind in course.group.fallback_on
+        if not asked or course.next(failure, self._clock.monotonic(), context.deadline, self._random) is None:
+            raise failure
 
 
-def _went_well(failure: Failure | None) -> bool | None:
-    """Did the target? None: what the caller or we did says nothing of it."""
-    if failure is None:
-        return True
-    return False if failure.kind in FAILS_OVER else None
+class _Routed(Trying):
+    """One target after the other."""
 
+    __slots__ = ("_committed", "_course", "_random")
 
-def _able(request: Request, group: Group) -> list[int]:
-    embed = isinstance(request, Embed)
-    return [i for i, t in enumerate(group.targets) if (t.profile.embed if embed else t.profile.chat)]
-
-
-class _Routed:
-    __slots__ = (
-        "_asked",
-        "_attempt",
-        "_chosen",
-        "_clock",
-        "_committed",
-        "_context",
-        "_course",
-        "_events",
-        "_inner",
-        "_over",
-        "_random",
-        "_request",
-        "_target",
-        "_ticket",
-    )
-
-    def __init__(self, course: Course, request: Request, context: Context, clock: Clock, random: Random) -> None:
+    def __init__(
+        self, course: Course, request: Request, asked: Asked, context: Context, clock: Clock, random: Random
+    ) -> None:
+        super().__init__(request, asked, context, clock)
         self._course = course
         self._random = random
-        self._target: Target
-        self._ticket = 0  # of the target's health
-        self._request = request
-        self._context = context
-        self._asked: Asked = View(request, context)
-        self._chosen = -1
-        self._clock = clock
-        self._inner: Answering | None = None
-        self._events: AsyncIterator[Batch]
-        self._attempt: Attempt
         self._committed = False
-        self._over = False
 
     async def __aenter__(self) -> _Routed:
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self._over:
-            await self._leave(None)
-        elif isinstance(error, Failure):
-            await self._leave(error)
-        elif isinstance(error, Exception):
-            await self._leave(internal(error))
-        else:
-            await self._leave(Failure(Kind.CANCELLED, "nobody waited for the end of the answer"))
+        await self.leave(None if self.over else why_left(error))
 
     def __aiter__(self) -> _Routed:
         return self
 
     async def __anext__(self) -> Batch:
-        if self._over:
+        if self.over:
             raise StopAsyncIteration
         if not self._committed:
             return await self._first()
         try:
-            return await self._events.__anext__()
+            return await self.events.__anext__()
         except StopAsyncIteration:
-            self._over = True
+            self.over = True
             raise
         except Failure as failure:
-            self._attempt.failure = failure
+            self.settle(failure)
             raise
 
     async def _first(self) -> Batch:
+        course, clock = self._course, self._clock
         while True:
             try:
-                await self._enter()
-                batch = await self._until_commit()
+                now = clock.monotonic()
+                course.left.remove(self.choose(course.group, course.candidates(now), now))
+                await self.enter()
+                batch = await self.until_commit()
             except Failure as failure:
-                await self._leave(failure)
-                wait = self._course.next(failure, self._clock.monotonic(), self._context.deadline, self._random)
+                await self.leave(failure)
+                wait = course.next(failure, clock.monotonic(), self._context.deadline, self._random)
                 if wait is None:
                     raise
                 if wait > 0.0:
                     await asyncio.sleep(wait)
             else:
                 self._committed = True
-                now = self._clock.monotonic()
-                self._target.health.committed(self._ticket, now)
-                self._course.group.policy.first_event(self._chosen, now - self._attempt.started)
-                self._context.observer.committed(self._context, self._attempt)
+                self.commit()
                 return batch
-
-    async def _enter(self) -> None:
-        course, now = self._course, self._clock.monotonic()
-        policy = course.group.policy
-        chosen = self._chosen = policy.choose(course.candidates(now), self._asked)
-        course.left.remove(chosen)
-        target = self._target = course.group.targets[chosen]
-        self._attempt = Attempt(provider=target.provider, model=target.model, started=now)
-        self._context.trail.append(self._attempt)
-        self._ticket = target.health.begin()
-        policy.started(chosen)
-        self._context.observer.attempt_started(self._context, self._attempt)
-        request = self._request if target.model == self._request.model else replace(self._request, model=target.model)
-        inner = target.inner.open(request, self._context)
-        self._events = await inner.__aenter__()
-        self._inner = inner
-
-    async def _until_commit(self) -> Batch:
-        events: Batch = ()
-        async for batch in self._events:
-            events = [*events, *batch] if events else batch
-            if self._request.stream and commits(batch):
-                return events
-        if not commits(events):
-            raise Failure(Kind.UPSTREAM_TRUNCATED, "the upstream's answer ended before it began")
-        self._over = True
-        return events
-
-    async def _leave(self, failure: Failure | None) -> None:
-        inner, self._inner = self._inner, None
-        attempt = self._context.trail[-1] if self._context.trail else None
-        if attempt is not None and attempt.ended is None:
-            attempt.failure = attempt.failure or failure
-            attempt.ended = self._clock.monotonic()
-            self._target.health.ended(self._ticket, attempt.ended, attempt.failure)
-            took = attempt.ended - attempt.started
-            self._course.group.policy.ended(self._chosen, took, _went_well(attempt.failure))
-            self._context.observer.attempt_ended(self._context, attempt)
-        if inner is not None:
-            await inner.__aexit__(None, None, None)

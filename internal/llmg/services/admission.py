@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
+from hashlib import sha256
 from typing import Final
 
+from llmg import ports
 from llmg.core.context import ANONYMOUS, Context, Observer, Principal
 from llmg.core.errors import Failure, Kind, invalid
-from llmg.ports import Authenticator, Clock, Ids
+from llmg.ports import Clock, Ids
+from llmg.routing.catalog import Catalog
 
 LONGEST: Final = 10 * 365 * 86400.0  # seconds: timers and gRPC's deadlines overflow far beyond
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}\Z")
 
 
-class Keys:
-    """API keys, by name. Without any, everybody is let in, as nobody."""
+class Authenticator:
+    """Knows clients by their API keys. The catalog is asked for anew each time, so it may be exchanged at any."""
 
-    def __init__(self, keys: Mapping[str, str]) -> None:
-        """The key of each name; only its SHA-256 is kept."""
-        self._principals = {_digest(key): Principal(key_id=name) for name, key in keys.items()}
+    def __init__(self, catalog: Callable[[], Catalog], clock: Clock) -> None:
+        self._catalog = catalog
+        self._clock = clock
 
     def authenticate(self, key: str | None, /) -> Principal:
-        """See Authenticator."""
-        if not self._principals:
-            return ANONYMOUS
+        """See ports.Authenticator."""
+        catalog = self._catalog()
+        if catalog.anonymous is not None:
+            return catalog.anonymous
         if not key:
             words = "an API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
             raise Failure(Kind.UNAUTHENTICATED, words)
-        principal = self._principals.get(_digest(key))
-        if principal is None:
-            raise Failure(Kind.UNAUTHENTICATED, "the API key is not valid")
-        return principal
+        return catalog.find(digest(key), self._clock.time())
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+def digest(key: str) -> bytes:
+    """The SHA-256 of an API key, which is all that is kept of it."""
+    return sha256(key.encode(errors="surrogateescape")).digest()
 
 
 def bearer(authorization: str | None, api_key: str | None) -> str | None:
@@ -67,7 +68,7 @@ def seconds(text: str | None) -> float | None:
 class Admission:
     """Lets requests in, the same way at each door."""
 
-    def __init__(self, authenticator: Authenticator, clock: Clock, ids: Ids, observer: Observer) -> None:
+    def __init__(self, authenticator: ports.Authenticator, clock: Clock, ids: Ids, observer: Observer) -> None:
         self._authenticator = authenticator
         self._clock = clock
         self._ids = ids

@@ -7,7 +7,7 @@ it is `done` or why not (`error`). The structs below are the frames as they stan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from typing import Annotated as Typed
 from typing import Any, Final, Literal
@@ -16,9 +16,10 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
-from llmg.core import events
+from llmg.core import events, way
 from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind, invalid
+from llmg.core.explanation import Stage
 from llmg.core.request import Chat, Embed
 from llmg.core.usage import Usage as CoreUsage
 from llmg.wire.openai.embeddings import decode_embed, floats, packed
@@ -85,6 +86,15 @@ class Start(Struct, frozen=True, tag="start", forbid_unknown_fields=True):
     timeout: Typed[float, Meta(gt=0)] | None = None
 
 
+class Explain(Struct, frozen=True, tag="explain", forbid_unknown_fields=True):
+    """Where would this request go? `request` and `operation` are as in `start`; answered by one `explanation` or
+    `error` of that `id`. Nobody is asked."""
+
+    id: Id
+    request: Raw
+    operation: Operation = "chat.completions"
+
+
 class Cancel(Struct, frozen=True, tag="cancel", forbid_unknown_fields=True):
     """The request is to end. Without effect when it is over."""
 
@@ -95,7 +105,7 @@ class Ping(Struct, frozen=True, tag="ping", forbid_unknown_fields=True):
     """Is anybody there?"""
 
 
-ClientFrame = Init | Start | Cancel | Ping
+ClientFrame = Init | Start | Explain | Cancel | Ping
 
 # --- what the server sends -----------------------------------------------------------------------------------------
 
@@ -111,13 +121,42 @@ class Pong(Struct, frozen=True, tag="pong"):
     """The answer to `ping`."""
 
 
-class Done(Struct, frozen=True, tag="done"):
-    """The request was answered to its end: by whom (`provider/model`), after how many tries."""
+class RateLimit(Struct, frozen=True):
+    """What is left of a limit. `reset`: seconds until all of it is there again."""
+
+    limit: int
+    remaining: int
+    reset: float
+
+
+class RateLimits(Struct, frozen=True):
+    """Those that hold for whoever asks, the one with the least left of each kind."""
+
+    requests: RateLimit | UnsetType = UNSET
+    tokens: RateLimit | UnsetType = UNSET
+
+
+class Way(Struct, frozen=True, kw_only=True):
+    """The way of a request, as far as it is known: the target (`provider/model`), the policy that chose it, how many
+    were tried, how many milliseconds it waited for a place, and for the upstream until the answer began or failed."""
+
+    route: str | UnsetType = UNSET
+    policy: str | UnsetType = UNSET
+    attempts: int | UnsetType = UNSET
+    queue_ms: float | UnsetType = UNSET
+    upstream_ms: float | UnsetType = UNSET
+    rate_limits: RateLimits | UnsetType = UNSET
+
+
+class Done(Way, frozen=True, kw_only=True, tag="done"):
+    """The request was answered to its end: by the target `route` (`provider/model`), which `policy` chose.
+
+    It was the last of so many `attempts`, which waited `queue_ms` for a place, and then `upstream_ms` until the answer
+    began.
+    """
 
     id: str
     request_id: str
-    route: str | UnsetType = UNSET
-    attempts: int | UnsetType = UNSET
 
 
 class Problem(Struct, frozen=True, kw_only=True):
@@ -131,8 +170,9 @@ class Problem(Struct, frozen=True, kw_only=True):
     upstream_code: str | UnsetType = UNSET
 
 
-class Error(Struct, frozen=True, kw_only=True, tag="error"):
-    """With `id`: that request has ended, by this. Without: a frame was not understood, and nothing has ended."""
+class Error(Way, frozen=True, kw_only=True, tag="error"):
+    """With `id`: that request has ended, by this, and what is known of its way is told as in `done`. Without: a frame
+    was not understood, and nothing has ended."""
 
     id: str | UnsetType = UNSET
     error: Problem
@@ -248,7 +288,17 @@ class Events(Struct, frozen=True, tag="events"):
     events: list[AnyEvent]
 
 
-ServerFrame = Ready | Events | Error | Done | Pong
+class Explanation(Struct, frozen=True, tag="explanation"):
+    """The answer to `explain`: the model and then its fallbacks, with their targets, in the order in which they would
+    be asked, those that are rejected last."""
+
+    id: str
+    request_id: str
+    model: str
+    stages: tuple[Stage, ...]
+
+
+ServerFrame = Ready | Events | Error | Done | Explanation | Pong
 
 # --- from the wire -------------------------------------------------------------------------------------------------
 
@@ -296,10 +346,10 @@ def _plain(data: bytes) -> Any:
 
 def _named(given: dict[str, Any]) -> str | None:
     id = given.get("id")
-    return id if given.get("type") == "start" and isinstance(id, str) and 0 < len(id) <= 128 else None
+    return id if given.get("type") in ("start", "explain") and isinstance(id, str) and 0 < len(id) <= 128 else None
 
 
-def decode_request(start: Start) -> Chat | Embed:
+def decode_request(start: Start | Explain) -> Chat | Embed:
     """What is asked. A chat is streamed unless it says `"stream": false`. Raises Failure (invalid_request)."""
     body = bytes(start.request)
     if not body.startswith(b"{"):
@@ -316,19 +366,20 @@ def decode_request(start: Start) -> Chat | Embed:
 _encode = msgspec.json.Encoder().encode
 
 
-def encode_frame(frame: Ready | Done | Pong) -> str:
+def encode_frame(frame: Ready | Done | Explanation | Pong) -> str:
     """One of the frames that are as their structs are."""
     return _encode(frame).decode()
 
 
 def encode_done(id: str, context: Context) -> str:
     """The end of a request that was answered."""
-    trail = context.trail
-    return encode_frame(Done(id, context.request_id, context.route or UNSET, len(trail) or UNSET))
+    return encode_frame(Done(id=id, request_id=context.request_id, **way.facts(context)))
 
 
-def encode_error(failure: Failure, id: str | None = None, request_id: str | None = None) -> str:
-    """The end of the request `id`, or, without one, what is wrong with a frame."""
+def encode_error(
+    failure: Failure, id: str | None = None, request_id: str | None = None, facts: Mapping[str, Any] = {}
+) -> str:
+    """The end of the request `id`, with its way (`way.facts`), or, without one, what is wrong with a frame."""
     param = failure.param or ""
     if request_id is not None:  # it is the request's, in the dialect of its body
         param = f"request.{param}" if param else "request" if failure.kind is Kind.INVALID_REQUEST else ""
@@ -340,7 +391,7 @@ def encode_error(failure: Failure, id: str | None = None, request_id: str | None
         request_id=request_id or UNSET,
         upstream_code=failure.code or UNSET,
     )
-    return _encode(Error(id=UNSET if id is None else id, error=problem)).decode()
+    return _encode(Error(id=UNSET if id is None else id, error=problem, **facts)).decode()
 
 
 class EventEncoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from llmg.core.assemble import assemble
 from llmg.core.errors import Kind
 from llmg.core.events import Event, check
 from llmg.wire import sse
-from scenarios.asking import Asked, Told, failed, told
+from scenarios.asking import Asked, Told, Way, by_facts, by_headers, failed, told
 from scenarios.clients.http import Posted, door
 from support import graphql
 from support.http import Response
@@ -40,6 +40,28 @@ def streamed(results: Iterator[dict[str, Any]]) -> Told:
         events += graphql.events([result["data"]["chatCompletion"]])
     check(events)
     return told(assemble(events))
+
+
+def way(results: Iterator[dict[str, Any]]) -> Way:
+    """What an operation's results tell of its way: once in a stream that goes well, and again where it fails."""
+    told = [by_facts(result["extensions"]) for result in results if "extensions" in result]
+    return told[-1] if told else Way()
+
+
+def _way(results: Callable[[bytes], Iterator[dict[str, Any]]], response: Response) -> Way:
+    """By the body; the headers tell the same."""
+    found = way(results(response.body))
+    assert found == by_headers(response.headers)
+    return found
+
+
+def _streamed_way(results: Callable[[bytes], Iterator[dict[str, Any]]], response: Response) -> Way:
+    whole = response.headers["content-type"].startswith("application/")
+    return _way(_one if whole else results, response)
+
+
+def _one(body: bytes) -> Iterator[dict[str, Any]]:
+    yield json.loads(body)
 
 
 def _whole(response: Response) -> Told:
@@ -78,20 +100,24 @@ def _refused_whole(response: Response) -> Told | None:
     return refused(response.json()) if response.headers["content-type"].startswith("application/") else None
 
 
-def _by(accept: str, read: Any) -> Posted:
+def _by(accept: str, read: Any, results: Callable[[bytes], Iterator[dict[str, Any]]]) -> Posted:
     return Posted(
         path="/graphql",
         body=partial(operation, graphql.STREAM),
         told=read,
         headers={"Accept": accept},
         content=lambda body: b'"Delta"' in body,
+        way=partial(_streamed_way, results),
     )
 
 
 DOORS = {
     "GraphQL mutation": door(
-        Posted(path="/graphql", body=partial(operation, graphql.WHOLE), told=_whole), streams=False
+        Posted(path="/graphql", body=partial(operation, graphql.WHOLE), told=_whole, way=partial(_way, _one)),
+        streams=False,
     ),
-    "GraphQL SSE": door(_by("text/event-stream", _by_sse), streams=True),
-    "GraphQL multipart": door(_by('multipart/mixed;subscriptionSpec="1.0"', _by_multipart), streams=True),
+    "GraphQL SSE": door(_by("text/event-stream", _by_sse, _sse_results), streams=True),
+    "GraphQL multipart": door(
+        _by('multipart/mixed;subscriptionSpec="1.0"', _by_multipart, _multipart_results), streams=True
+    ),
 }

@@ -13,7 +13,7 @@ from llmg.core.assemble import assemble
 from llmg.core.events import Event, check
 from llmg.gatewayapi.v1 import chat_pb2 as pb
 from llmg.ports import Provider
-from scenarios.asking import Asked, Client, Door, Reading, Served, Told, failed, told
+from scenarios.asking import Asked, Client, Door, Reading, Served, Told, by_headers, failed, told
 from support import gatewayapi
 from support.doors import GrpcDoor, grpc_door, refusal
 from support.http import PATIENCE
@@ -21,6 +21,7 @@ from support.http import PATIENCE
 
 class _Streamed(Reading):
     def __init__(self, call: Any) -> None:
+        self._call = call
         self._messages = aiter(call)
         self._events: list[Event] = []
 
@@ -34,6 +35,8 @@ class _Streamed(Reading):
                 self._events += gatewayapi.events([message])
         except grpc.aio.AioRpcError as error:
             return _refused(error)
+        finally:
+            self.way = by_headers(dict(await self._call.trailing_metadata()))
         return _told(self._events)
 
 
@@ -49,6 +52,8 @@ class _Whole(Reading):
             answer = await self._call
         except grpc.aio.AioRpcError as error:
             return _refused(error)
+        finally:
+            self.way = by_headers(dict(await self._call.trailing_metadata()))
         return _told(gatewayapi.whole(answer.completion))
 
 

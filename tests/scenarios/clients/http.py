@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from llmg.ports import Provider
-from scenarios.asking import Asked, Client, Door, Reading, Served, Told
+from scenarios.asking import Asked, Client, Door, Reading, Served, Told, Way, by_headers
 from support.doors import HttpDoors, rest_door
 from support.http import Connection, Response
 
@@ -21,7 +21,7 @@ class Posted(Struct, frozen=True, kw_only=True):
     """How one door is asked by a POST: where, with which body and headers, and what its answer tells.
 
     A timeout goes into the body, or becomes a header by `deadline`.
-    `content`: does this piece of the answer hold some content?
+    `way`: what it tells of the request's way. `content`: does this piece of the answer hold some content?
     """
 
     path: str
@@ -30,6 +30,7 @@ class Posted(Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}
     deadline: Callable[[float], Mapping[str, str]] = lambda seconds: {}
     content: Callable[[bytes], bool] | None = None
+    way: Callable[[Response], Way] = lambda response: by_headers(response.headers)
 
 
 class HttpReading(Reading):
@@ -56,7 +57,9 @@ class HttpReading(Reading):
             body = self._read + b"".join([piece async for piece in self._connection.chunks()])
         else:
             body = await self._connection.exactly(int(headers["content-length"]))
-        return self._posted.told(Response(status, headers, body))
+        response = Response(status, headers, body)
+        self.way = self._posted.way(response)
+        return self._posted.told(response)
 
     async def _started(self) -> tuple[int, dict[str, str]]:
         if self._head is None:

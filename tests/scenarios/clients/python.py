@@ -9,11 +9,12 @@ from typing import Any
 
 from llmg.client import Client as PythonClient
 from llmg.client import LlmgError, types
+from llmg.client.way import Way as PythonWay
 from llmg.core.assemble import assemble
 from llmg.core.errors import Kind
 from llmg.gatewayapi.v1 import chat_pb2 as pb
 from llmg.ports import Provider
-from scenarios.asking import Asked, Client, Door, Reading, Served, Told, failed, told
+from scenarios.asking import Asked, Client, Door, Reading, Served, Told, Way, failed, told
 from support import gatewayapi
 from support.doors import GrpcDoor, grpc_door
 from support.http import PATIENCE
@@ -27,6 +28,12 @@ def _refused(error: LlmgError) -> Told:
     return failed(Kind(error.kind), error.param, error.retry_after)
 
 
+def _way(given: PythonWay) -> Way:
+    times = None if given.queue_ms is None or given.upstream_ms is None else (given.queue_ms, given.upstream_ms)
+    limits = {kind: (one.limit, one.remaining, one.reset) for kind, one in given.rate_limits.items()}
+    return Way(route=given.route, policy=given.policy, attempts=given.attempts, times=times, limits=limits)
+
+
 class _Whole(Reading):
     def __init__(self, answering: asyncio.Task[Any]) -> None:
         self._answering = answering
@@ -36,9 +43,12 @@ class _Whole(Reading):
 
     async def rest(self) -> Told:
         try:
-            return _told((await self._answering).raw)
+            answer = await self._answering
         except LlmgError as error:
+            self.way = _way(error.way)
             return _refused(error)
+        self.way = _way(answer.way)
+        return _told(answer.raw)
 
 
 class _Streamed(Reading):
@@ -52,9 +62,12 @@ class _Streamed(Reading):
 
     async def rest(self) -> Told:
         try:
-            return _told((await (await self._entering).get_final_completion()).raw)
+            answer = await (await self._entering).get_final_completion()
         except LlmgError as error:
+            self.way = _way(error.way)
             return _refused(error)
+        self.way = _way(answer.way)
+        return _told(answer.raw)
 
 
 class PythonSpeaker(Client):

@@ -23,8 +23,8 @@ from llmg.core.events import check
 from llmg.core.usage import Usage
 from llmg.ports import Provider
 from llmg.wire import websocket as wire
-from scenarios.asking import Asked, Client, Door, Reading, Served, Told, failed, told
-from scenarios.clients.graphql import operation, streamed
+from scenarios.asking import Asked, Client, Door, Reading, Served, Told, Way, by_facts, failed, told
+from scenarios.clients.graphql import operation, streamed, way
 from scenarios.clients.http import SMALL
 from support import graphql
 from support.doors import HttpDoors, rest_door
@@ -66,6 +66,7 @@ class Own(SocketReading):
     def told(self, frames: list[bytes]) -> Told | None:
         """See SocketReading."""
         last = _frame(frames[-1]) if frames else None
+        self.way = by_facts(json.loads(frames[-1])) if frames else Way()
         if isinstance(last, wire.Error):
             return failed(last.error.code, last.error.param or None, last.error.retry_after or None)
         if not isinstance(last, wire.Done):
@@ -128,7 +129,9 @@ class ByGraphQL(SocketReading):
         if last.get("type") != "complete":
             return None
         items = [json.loads(frame) for frame in frames[:-1]]
-        return streamed(item["payload"] for item in items if item["type"] in ("next", "data"))
+        payloads = [item["payload"] for item in items if item["type"] in ("next", "data")]
+        self.way = way(iter(payloads))
+        return streamed(iter(payloads))
 
 
 class Speaker(Client):

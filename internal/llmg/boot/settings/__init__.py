@@ -3,8 +3,8 @@
 `load` gives the `Settings`, or raises `SettingsError` with all that is wrong. Nothing else in llmg imports pydantic.
 """
 
-from llmg.boot.settings.loading import files, load
-from llmg.boot.settings.models import Model, Target
+from llmg.boot.settings.loading import check_tenants, files, load, watched, with_tenants
+from llmg.boot.settings.models import Entry, FlatModel, GroupTarget, Model, Target
 from llmg.boot.settings.problems import Problem, SettingsError
 from llmg.boot.settings.providers import (
     BackendProvider,
@@ -21,6 +21,9 @@ from llmg.boot.settings.shape import Settings
 __all__ = [
     "BackendProvider",
     "EchoProvider",
+    "Entry",
+    "FlatModel",
+    "GroupTarget",
     "Grpc",
     "Http",
     "Log",
@@ -35,8 +38,11 @@ __all__ = [
     "TimeoutOverrides",
     "Timeouts",
     "Tls",
+    "check_tenants",
     "files",
     "json_schema",
     "load",
     "schema_text",
+    "watched",
+    "with_tenants",
 ]

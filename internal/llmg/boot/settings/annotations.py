@@ -33,7 +33,9 @@ class Node:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What `kind` may say here."""
+        """What `kind` may say here; empty where it does not tell the sections apart."""
+        if not all(KIND in section.model_fields for section in self.sections):
+            return ()
         return tuple(str(kind) for section in self.sections for kind in get_args(section.model_fields[KIND].annotation))
 
     def child(self, key: str | int) -> "Node | None":
@@ -79,7 +81,7 @@ def locate(loc: Keys) -> tuple[Keys, Node]:
     here, around = ROOT, ROOT
     place: Keys = ()
     for part in loc:
-        if len(here.sections) > 1:
+        if len(here.sections) > 1 and here.kinds:
             here = here.member(part)
         elif part != "[key]":
             around, here, place = here, here.child(part) or Node(), (*place, part)

@@ -8,6 +8,7 @@ from pydantic_core import ErrorDetails
 
 from llmg.boot.settings import environment
 from llmg.boot.settings.annotations import KIND, Node, locate
+from llmg.boot.settings.groups import Mistake
 from llmg.boot.settings.layers import Layer, Origin
 from llmg.boot.settings.problems import Expected, Keys, Problem, dotted, nearest, suggestion
 
@@ -91,9 +92,9 @@ class Explainer:
         """A name that should be declared elsewhere, and isn't."""
         return self._problem(place, f"expected {what}{self._got(place, value)}", suggestion(value, names))
 
-    def cycle(self, place: Keys, path: Iterable[str]) -> Problem:
-        """Names that lead back to where they started."""
-        return self._problem(place, f"expected no cycle, but this one closes {' -> '.join(path)}")
+    def mistake(self, mistake: Mistake) -> Problem:
+        """What is wrong although each section is right by itself."""
+        return self._unexpected(mistake.keys, mistake.value, mistake.cause)
 
     def _unexpected(self, place: Keys, value: Any, cause: Expected) -> Problem:
         got = self._got(place, value) if cause.show else ""

@@ -47,10 +47,9 @@ def merge(layers: Iterable[Layer]) -> Layer:
 def _over(low: Layer, high: Layer) -> Layer:
     replaced: set[Keys] = set()
     values = _overlay(low.values, high.values, (), replaced)
+    depths = {len(keys) for keys in replaced}
     kept = {
-        keys: origin
-        for keys, origin in low.origins.items()
-        if not any(keys[:end] in replaced for end in range(len(keys) + 1))
+        keys: origin for keys, origin in low.origins.items() if not any(keys[:depth] in replaced for depth in depths)
     }
     return Layer(values, kept | high.origins)
 

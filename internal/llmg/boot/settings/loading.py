@@ -1,19 +1,21 @@
 """Finds the files, lays them and the environment over each other, and checks the whole."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from llmg.boot.settings import environment, fallbacks, yamlfile
+from llmg.boot.settings import environment, levels, yamlfile
 from llmg.boot.settings.annotations import ROOT
+from llmg.boot.settings.catalog import Tenant
 from llmg.boot.settings.explain import Explainer
 from llmg.boot.settings.layers import Layer, Origin, expand, merge
 from llmg.boot.settings.problems import Keys, Problem, SettingsError
 from llmg.boot.settings.shape import Settings
+from llmg.boot.settings.types import ProviderName, Section
 
 DEFAULT_FILE = Path("config/config.yaml")
 LOCAL_FILE = Path("config/config.local.yaml")
@@ -37,7 +39,15 @@ def load(path: Path | None = None, *, env: Mapping[str, str] | None = None, cwd:
     """
     env = os.environ if env is None else env
     cwd = Path.cwd() if cwd is None else cwd
-    layers = [yamlfile.read(cwd / file, str(file)) for file in files(path, env=env, cwd=cwd)]
+    try:
+        return _load(path, env, cwd, yamlfile.quick)
+    except SettingsError:  # to be told with the places
+        return _load(path, env, cwd, lambda file, name: None)
+
+
+def _load(path: Path | None, env: Mapping[str, str], cwd: Path, quick: Callable[[Path, str], Layer | None]) -> Settings:
+    named = [(cwd / file, str(file)) for file in files(path, env=env, cwd=cwd)]
+    layers = [quick(*file) or yamlfile.read(*file) for file in named]
     if not _named(path, env) and not (cwd / DEFAULT_FILE).exists():
         layers.insert(0, EMBEDDED)
     below = merge(layers)
@@ -52,6 +62,39 @@ def files(path: Path | None = None, *, env: Mapping[str, str] | None = None, cwd
     if named := _named(path, env):
         return [named]
     return [file for file in (DEFAULT_FILE, LOCAL_FILE) if (cwd / file).exists()]
+
+
+def watched(path: Path | None = None, *, env: Mapping[str, str] | None = None) -> list[Path]:
+    """The files that `load` would read, whether they are there or not."""
+    env = os.environ if env is None else env
+    named = _named(path, env)
+    return [named] if named else [DEFAULT_FILE, LOCAL_FILE]
+
+
+def with_tenants(settings: Settings, tenants: Mapping[str, Any], origin: str) -> Settings:
+    """The settings with these tenants, as they stand in the section of that name: plain values, without `${VARIABLE}`.
+
+    Raises SettingsError; `origin` is what problems call the place where they come from.
+    """
+    explainer = Explainer(Layer({}, {(): Origin(origin)}), frozenset())
+    try:
+        read = _Tenants(tenants=tenants)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise SettingsError([explainer.problem(detail) for detail in error.errors()]) from None
+    new = settings.model_copy(update={"tenants": read.tenants})
+    check_tenants(new, origin)
+    return new
+
+
+def check_tenants(settings: Settings, origin: str) -> None:
+    """Whether tenants from elsewhere fit the rest. Raises SettingsError, as `with_tenants`."""
+    explainer = Explainer(Layer({}, {(): Origin(origin)}), frozenset())
+    if found := levels.mistakes(settings):
+        raise SettingsError([explainer.mistake(mistake) for mistake in found])
+
+
+class _Tenants(Section):
+    tenants: dict[ProviderName, Tenant]
 
 
 def _named(path: Path | None, env: Mapping[str, str]) -> Path | None:
@@ -71,17 +114,15 @@ def _checked(layer: Layer, env: Mapping[str, str], problems: list[Problem]) -> S
         explainer.unknown_name(keys, "the name of a declared provider", name, names)
         for keys, name, names in _undeclared(values)
     ]
-    problems += [
-        explainer.unknown_name(keys, "the name of a declared model", name, names)
-        for keys, name, names in fallbacks.undeclared(values)
-    ]
-    problems += [explainer.cycle(keys, path) for keys, path in fallbacks.cycles(values)]
     try:
         settings = Settings(**{key: value for key, value in values.items() if key not in unknown})
     except ValidationError as error:
-        unset = {problem.path for problem in expansion.problems}  # said already
+        known = {problem.path for problem in problems}  # said already
         found = [explainer.problem(detail) for detail in error.errors() if not _consequence(detail)]
-        problems += [problem for problem in found if problem.path not in unset]
+        problems += [problem for problem in found if problem.path not in known]
+    else:
+        mistakes = [*levels.misplaced(settings), *levels.mistakes(settings)]
+        problems += [explainer.mistake(mistake) for mistake in mistakes]
     if problems:
         raise SettingsError(problems)
     return settings

@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_before_validator_function
 
 from llmg.boot.settings.problems import Expected
-from llmg.boot.settings.types import Count, Duration, LoadFactor, PositiveCount, Section, Share
+from llmg.boot.settings.types import Count, Duration, HeaderName, LoadFactor, PositiveCount, Section, Share
 
 
 class PlainPolicy(Section):
@@ -43,10 +43,21 @@ class Sticky(Section):
     """Requests of one user or session go to one target, as long as it isn't overloaded."""
 
     kind: Literal["sticky"] = Field(description="One user or session, one target.")
-    by: Literal["user", "session"] = Field(default="user", description="What has to be the same.")
+    by: Literal["user", "session", "header"] = Field(default="user", description="What has to be the same.")
+    header: HeaderName | None = Field(
+        default=None, description="With `by: header`: the header's name (by gRPC, the metadata's)."
+    )
     load_factor: LoadFactor = Field(
         default=1.25, description="How much more than its share of the requests in flight a target may have: 1 or more."
     )
+
+    @model_validator(mode="after")
+    def _a_header_if_by_header(self) -> "Sticky":
+        if self.by == "header" and self.header is None:
+            raise Expected("a `header`, as it goes `by` one")
+        if self.by != "header" and self.header is not None:
+            raise Expected("`by: header`, as there is a `header`")
+        return self
 
 
 class PrefixPolicy(Section):

@@ -1,8 +1,18 @@
 """Who can answer: the kinds of providers, and what is done when one is in trouble."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from llmg.boot.settings.problems import Expected
 from llmg.boot.settings.types import (
@@ -20,6 +30,15 @@ from llmg.boot.settings.types import (
     Text,
     Word,
 )
+
+
+def _url_path(value: str) -> str:
+    if not re.fullmatch(r"/[!-~]*", value) or "#" in value:
+        raise Expected("a path that begins with `/`, such as /health", show=True)
+    return value
+
+
+UrlPath = Annotated[str, AfterValidator(_url_path), WithJsonSchema({"type": "string", "pattern": "^/[!-~]*$"})]
 
 ENGINES = ("xllamacpp",)
 """The engines that come with llmg. Any other needs `external`, the command that starts it."""
@@ -63,9 +82,31 @@ class Breaker(Section):
     )
 
 
+class HealthCheck(Section):
+    """How a provider is asked whether it is there, before a request pays for asking."""
+
+    interval: Duration = Field(default=10.0, description="How often; give or take a tenth.")
+    timeout: Duration = Field(default=2.0, description="How long an answer may take.")
+    failures: PositiveCount = Field(
+        default=2,
+        description="When so many checks have failed one after the other, its models are asked only where there is no "
+        "other target,",
+    )
+    passes: PositiveCount = Field(default=1, description="until as many have passed.")
+    path: UrlPath | None = Field(
+        default=None,
+        description="Of a provider that speaks HTTP: what is fetched, from the server's root. Left out: /models below "
+        "its base_url. Any answer with a status below 500 passes.",
+        json_schema_extra={"examples": ["/health"]},
+    )
+
+
 class Resilience(Section):
     """What is done when a target is in trouble or full. A target is a model of the provider."""
 
+    health_check: HealthCheck | None = Field(
+        default=None, description="Asking the provider at regular times whether it is there. Left out: never."
+    )
     breaker: Breaker = Field(default=Breaker(), description="When a target that fails is left alone.")
     max_cooldown: DurationOrZero = Field(
         default=60.0,
@@ -129,6 +170,11 @@ class BackendProvider(Section):
             )
         if self.engine is not None and self.address is not None:
             raise Expected("either `engine` or `address`, not both")
+        check = self.resilience.health_check
+        if check is not None and self.engine is not None:
+            raise Expected("no `health_check` together with `engine`: llmg watches the processes that it starts")
+        if check is not None and check.path is not None:
+            raise Expected("no `path` for the `health_check` of a backend: it has a call of its own for that")
         unused = ("external", "env") if self.engine is None else ("token",)
         for name in unused:
             if getattr(self, name):
@@ -154,6 +200,13 @@ class OpenAIProvider(Section):
     )
     timeouts: Timeouts = Field(default=Timeouts(), description="Limits of one call.")
     resilience: Resilience = Field(default=Resilience(), description="What is done when it is in trouble or full.")
+
+    def credentials(self) -> tuple[str | None, dict[str, str]]:
+        """The key, if there is one, and the headers that each call carries."""
+        headers = {name: value.get_secret_value() for name, value in self.headers.items()}
+        if self.organization:
+            headers["OpenAI-Organization"] = self.organization
+        return self.api_key.get_secret_value() if self.api_key else None, headers
 
 
 class EchoProvider(Section):

@@ -183,6 +183,11 @@ class Log(Section):
 class Server(Section):
     """The gateway's processes."""
 
+    insecure: bool = Field(
+        default=False,
+        description="Whether everybody may ask who can reach the gateway, also from other machines: whether it may "
+        "listen elsewhere than on loopback without any keys.",
+    )
     workers: PositiveCount = Field(
         default=1, description="Gateway processes that share the port. Local models run once, whatever this is."
     )

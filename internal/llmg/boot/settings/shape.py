@@ -6,11 +6,13 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from llmg.boot.settings.models import Model
+from llmg.boot.settings.catalog import Admin, Source, Tenant
+from llmg.boot.settings.groups import FlatModels
+from llmg.boot.settings.limits import RateLimits, Redis
 from llmg.boot.settings.problems import Expected
 from llmg.boot.settings.providers import Provider
 from llmg.boot.settings.servers import Gateway, GraphQL, Grpc, Http, Log, Rest, Server, WebSocket
-from llmg.boot.settings.types import ApiKey, ModelName, ProviderName
+from llmg.boot.settings.types import ApiKey, ProviderName, Text
 
 
 class Settings(BaseSettings):
@@ -29,14 +31,24 @@ class Settings(BaseSettings):
     keys: dict[ProviderName, ApiKey] = Field(
         default={},
         description="The API keys that clients must show, by a name of your choice. Write ${VARIABLE}, not the key "
-        "itself. Without any, everybody may ask.",
+        "itself. They belong to no tenant. Without any, nor tenants, nor administrators, everybody may ask.",
+    )
+    limits: RateLimits = Field(default=RateLimits(), description="What all requests may take together.")
+    redis: Redis | None = Field(default=None, description="A Redis that several gateways share, if there is one.")
+    labels: dict[ProviderName, Text] = Field(default={}, description="Labels of all requests.")
+    tenants: dict[ProviderName, Tenant] = Field(
+        default={}, description="Who may ask, and for what: tenants, their teams, groups and endpoints."
+    )
+    admin: Admin = Field(default=Admin(), description="Who may change the catalog of tenants.")
+    catalog: Source | None = Field(
+        default=None, description="Where tenants are kept that may change while the gateway runs; not with `tenants`."
     )
     log: Log = Field(default=Log(), description="What is logged, and how.")
     server: Server = Field(default=Server(), description="The gateway's processes.")
     providers: dict[ProviderName, Provider] = Field(
         default={}, description="Who can answer, by a name of your choice. Clients reach them as PROVIDER/MODEL, too."
     )
-    models: dict[ModelName, Model] = Field(default={}, description="The models that clients ask for by name.")
+    models: FlatModels = Field(default={}, description="The models that clients ask for by name.")
     models_dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         default=Path("models"), description="Where model files named without a path are looked for."
     )

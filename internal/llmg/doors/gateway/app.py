@@ -29,11 +29,19 @@ from llmg.wire.transcoding.routes import Found, Routes
 
 
 class Exchange(http.Exchange):
-    """The request of one ASGI call, and its answer."""
+    """The request of one ASGI call, and its answer. `call`: the RPC that it became, once it has."""
 
-    __slots__ = ()
+    __slots__ = ("call",)
 
     log = structlog.get_logger("llmg.gateway")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(scope, receive, send)
+        self.call: Call | None = None
+
+    def way(self) -> http.Headers:
+        """See Exchange: what the RPC's metadata says."""
+        return () if self.call is None else metadata.outgoing(self.call.initial, self.call.trailing)
 
     def refusal(self, failure: Failure) -> tuple[int, bytes, bytes]:
         """See Exchange."""
@@ -113,7 +121,9 @@ class _Endpoint(ABC):
         """One request, with the path's segments as the binding's template counts them. Raises Failure."""
         given = metadata.incoming(exchange.scope, exchange.request_id)
         self._admit(given)
-        call = Call(metadata=given, timeout=metadata.timeout(exchange.headers))
+        call = exchange.call = Call(
+            metadata=given, headers=exchange.headers, timeout=metadata.timeout(exchange.headers)
+        )
         body = await exchange.body(self._options.max_body)
         if body and self._takes_body:
             _check_media_type(exchange.headers)
@@ -140,7 +150,7 @@ class _Whole(_Endpoint):
         except Status as status:
             raise statuses.failure(status, self._transcoder.source) from None
         body = self._transcoder.encode(response)
-        await exchange.answer(200, body, metadata.outgoing(call.initial, call.trailing))
+        await exchange.answer(200, body, exchange.way())
 
 
 class _Streamed(_Endpoint):
@@ -156,7 +166,7 @@ class _Streamed(_Endpoint):
         stream = Stream(
             exchange,
             headers=[(b"content-type", format.kind), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")],
-            more=lambda: metadata.outgoing(call.initial, call.trailing),
+            more=exchange.way,
             heartbeat=format.heartbeat,
             interval=self._options.heartbeat,
             failing=lambda failure: format.error(failure, exchange.request_id),

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from llmg.core.errors import Failure, Kind
 from llmg.doors.gateway.upstream import Call, Metadata, Status, Stream, Unary, Write
+from llmg.doors.http.exchange import header_of
 from llmg.services.admission import Admission
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
@@ -86,6 +87,11 @@ class _Serving:
 
     def invocation_metadata(self) -> Metadata:
         return self._call.metadata
+
+    def header(self, name: str) -> str | None:
+        """Of the metadata, or else of the HTTP request."""
+        known = next((value for key, value in self._call.metadata if key == name), None)
+        return _text(known) if known is not None else header_of(self._call.headers, name)
 
     def time_remaining(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - self._loop.time())

@@ -16,6 +16,7 @@ from typing import Final
 
 from starlette.types import Scope
 
+from llmg.core import way
 from llmg.core.errors import Failure, Kind
 from llmg.doors.gateway.upstream import Metadata
 from llmg.services.admission import LONGEST, seconds
@@ -53,8 +54,7 @@ _NAME: Final = re.compile(r"[0-9a-z_.-]+")
 _VALUE: Final = re.compile(r"[\x20-\x7e]*")
 _WAIT: Final = re.compile(r"([0-9]{1,8})([HMSmun])")
 _SECONDS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-# Those of our own that go out as they are; the request's id is the exchange's.
-_PLAIN: Final = frozenset({"x-llmg-route", "x-llmg-attempts"})
+_PLAIN: Final = frozenset(way.HEADERS)  # go out as they are; the request's id is the exchange's
 
 
 def incoming(scope: Scope, request_id: str) -> Metadata:

@@ -158,7 +158,7 @@ class Remote:
                 response: Message = await asking
                 call.initial, call.trailing = await asking.initial_metadata(), await asking.trailing_metadata()
             except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-                _failed(error)
+                _failed(error, call)
             return response
 
         return answer
@@ -171,7 +171,7 @@ class Remote:
             asking = ask(request, timeout=call.timeout, metadata=tuple(call.metadata))
             begun = False
             try:
-                async for message in _read(asking):
+                async for message in _read(asking, call):
                     if not begun:
                         begun, call.initial = True, await asking.initial_metadata()
                     await write(message)
@@ -181,20 +181,21 @@ class Remote:
         return answer
 
 
-async def _read(asking: Any) -> AsyncIterator[Message]:
+async def _read(asking: Any, call: Call) -> AsyncIterator[Message]:
     while True:
         try:
             message = await asking.read()
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-            _failed(error)
+            _failed(error, call)
         if message is grpc.aio.EOF:
             return
         yield message
 
 
-def _failed(error: BaseException) -> NoReturn:
+def _failed(error: BaseException, call: Call) -> NoReturn:
     if isinstance(error, grpc.aio.AioRpcError):
-        details = dict(error.trailing_metadata() or ()).get(_DETAILS)
+        call.trailing = tuple(error.trailing_metadata() or ())
+        details = dict(call.trailing).get(_DETAILS)
         raw = details if isinstance(details, bytes) else None
         raise Status(error.code().value[0], error.details() or "", raw, foreign=True) from None
     task = asyncio.current_task()

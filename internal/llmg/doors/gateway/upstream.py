@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from google.protobuf.descriptor import MethodDescriptor
@@ -14,9 +14,13 @@ Write = Callable[[Message], Awaitable[None]]
 
 
 class Call(Struct, kw_only=True):
-    """One call: the metadata that goes along, the seconds it may take, and the metadata that has come back so far."""
+    """One call: the metadata that goes along, the seconds it may take, and the metadata that has come back so far.
+
+    `headers`: those of the HTTP request, by names in lower case, for who answers in this process.
+    """
 
     metadata: Metadata
+    headers: Mapping[bytes, bytes] = {}
     timeout: float | None = None
     initial: Metadata = ()
     trailing: Metadata = ()

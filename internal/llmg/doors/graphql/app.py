@@ -7,14 +7,17 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from llmg.doors.graphql.asking import Gateway
 from llmg.doors.graphql.exchange import STREAMS, Exchange, Options
 from llmg.doors.graphql.limits import Limits
-from llmg.doors.graphql.schema import DEFAULT_LIMITS, Gateway, Schema, make_schema
+from llmg.doors.graphql.schema import DEFAULT_LIMITS, Schema, make_schema
 from llmg.doors.graphql.sockets import PROTOCOLS, Sockets
 from llmg.doors.http.guard import Guard
 from llmg.doors.http.pages import from_browser, graphiql_page
 from llmg.ports import Provider
+from llmg.services.admin import Admin
 from llmg.services.admission import Admission
+from llmg.services.explain import Explain
 from llmg.services.models import Models
 
 TRANSPORTS: Final = frozenset({*STREAMS, *PROTOCOLS})
@@ -47,6 +50,8 @@ def make_graphql(
     pipeline: Provider,
     models: Models,
     admission: Admission,
+    explain: Explain | None = None,
+    admin: Admin | None = None,
     introspection: bool = True,
     graphiql: bool = False,
     transports: Collection[str] = TRANSPORTS,
@@ -61,13 +66,14 @@ def make_graphql(
 ) -> ASGIApp:
     """The door, to be mounted at one path for HTTP and WebSocket.
 
-    `graphiql`: browsers are shown it (its assets are to be mounted beside the door: doors/http/pages.py).
-    `transports`: which of TRANSPORTS subscriptions may use. `max_depth`, `max_aliases`, `max_tokens` bound a document;
-    `max_body` bytes; `max_operations` at once over one WebSocket. `heartbeat`: seconds of silence in a stream after
-    which one is sent; `init_timeout`: seconds for a WebSocket's connection_init. `origins`: other origins whose pages
-    may open a WebSocket here, besides this host's and loopback's.
+    `explain` None: routes are not explained here; `admin` None: the catalog is not administered here. `graphiql`:
+    browsers are shown it (its assets are to be mounted beside the door: doors/http/pages.py). `transports`: which of
+    TRANSPORTS subscriptions may use. `max_depth`, `max_aliases`, `max_tokens` bound a document; `max_body` bytes;
+    `max_operations` at once over one WebSocket. `heartbeat`: seconds of silence in a stream after which one is sent;
+    `init_timeout`: seconds for a WebSocket's connection_init. `origins`: other origins whose pages may open a WebSocket
+    here, besides this host's and loopback's.
     """
-    gateway = Gateway(pipeline, models, admission)
+    gateway = Gateway(pipeline, models, admission, explain, admin)
     schema = make_schema(Limits(max_depth, max_aliases, max_tokens), introspection=introspection)
     options = Options(max_body=max_body, heartbeat=heartbeat, streams=STREAMS & frozenset(transports))
     sockets = Sockets(

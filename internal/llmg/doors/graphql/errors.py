@@ -11,6 +11,8 @@ from strawberry.exceptions import MissingQueryError, StrawberryInputCoercionErro
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 from strawberry.utils.str_converters import to_camel_case
 
+from llmg.core import way as core_way
+from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind, internal
 from llmg.services.failures import log_failure
 from llmg.wire.gateway import chat_path, embed_path
@@ -79,6 +81,19 @@ def _place(param: str) -> str:
     path = embed_path(param)
     found = path if _OF_VECTORS.match(path) else chat_path(path)
     return param if found is None else f"input.{to_camel_case(found)}"
+
+
+def within(failure: Failure, field: str) -> None:
+    """Has a failure name its field below this one of `input`, in place."""
+    if failure.param:
+        place = _place(failure.param)
+        failure.param = f"input.{field}.{place.removeprefix('input.')}"
+
+
+def way(context: Context) -> dict[str, Any]:
+    """What an answer's `extensions` tell of the way of its request (see `core.way`); empty: it has gone none."""
+    facts = {to_camel_case(name): value for name, value in core_way.facts(context).items()}
+    return {"requestId": context.request_id, **facts} if facts else {}
 
 
 def error(failure: Failure, request_id: str) -> GraphQLError:

@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Collection, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -25,7 +26,8 @@ from strawberry.types.graphql import OperationType
 
 from llmg.core.errors import Failure, Kind, internal, invalid
 from llmg.doors.graphql import errors
-from llmg.doors.graphql.schema import Asking, Gateway, Schema
+from llmg.doors.graphql.asking import Asking, Gateway
+from llmg.doors.graphql.schema import Schema
 from llmg.doors.http import exchange as http
 from llmg.wire.openai.fields import too_deep
 
@@ -66,8 +68,7 @@ class Exchange(http.Exchange):
         super().__init__(scope, receive, send)
         self._schema = schema
         self._options = options
-        self._asking = Asking(gateway, self.request_id, self.header(b"traceparent"))
-        self._asking.session = self.header(b"x-llmg-session")
+        self._asking = Asking(gateway, self.request_id, partial(http.header_of, self.headers))
         self._accepted = accepted(self.header(b"accept") or "", options.streams)
 
     async def handle(self) -> None:
@@ -124,7 +125,7 @@ class Exchange(http.Exchange):
             if self.scope["method"] == "GET" and any(_not_for_get(error) for error in result.errors or ()):
                 status, more = 405, [(b"allow", b"POST")]
         body = msgspec.json.encode(_payload(result, bare=refused))
-        await self.answer(status, body, [*more, *self._way()], _in_utf8(self._accepted))
+        await self.answer(status, body, [*more, *self.way()], _in_utf8(self._accepted))
 
     def _say_how_to_subscribe(self, errors_: Iterable[GraphQLError]) -> None:
         """In the words of an error: a subscription's answer is a stream, which the client has to ask for."""
@@ -162,15 +163,16 @@ class Exchange(http.Exchange):
         """The status line and the headers."""
         await super().start(status, [*headers, (b"vary", b"accept")])
 
-    def _way(self) -> http.Headers:
-        return http.way(self._asking.last) if self._asking.last is not None else ()
+    def way(self) -> http.Headers:
+        """See Exchange."""
+        return () if self._asking.last is None else http.told(self._asking.last)
 
     async def send(self, data: bytes, *, more: bool = True) -> None:
         """A piece of a stream, its head first. Waits while the client does not read."""
         if not self.started:
             kind = (b"content-type", _STREAM_TYPES[self._accepted])
             caching = [(b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no")]
-            await self.start(200, [kind, *caching, *self._way()])
+            await self.start(200, [kind, *caching, *self.way()])
         await self.write(data, more=more)
 
 

@@ -467,6 +467,16 @@ def _output(given: OutputFormatInput) -> core.Output:
     raise _wrong("outputFormat", "one kind must be set")
 
 
+@strawberry.input(one_of=True, description="The request whose route is asked for, as it would be made: one of these.")
+class ExplainRouteInput:
+    """See routing.proto."""
+
+    chat: ChatInput | None = strawberry.field(description="A conversation to go on with.", default=strawberry.UNSET)
+    embeddings: CreateEmbeddingsInput | None = strawberry.field(
+        description="Texts to turn into vectors.", default=strawberry.UNSET
+    )
+
+
 def decode_embed(given: CreateEmbeddingsInput) -> core.Embed:
     """A request. Raises Failure (invalid_request) naming the field by its path from `input`."""
     if not given.model:
@@ -491,3 +501,11 @@ def _input(given: EmbeddingInput, index: int) -> str | tuple[int, ...]:
     if not value:
         raise _wrong(f"inputs[{index}]", "it is empty")
     return value
+
+
+def decode_explain(given: ExplainRouteInput) -> core.Request:
+    """The request. Raises Failure (invalid_request) naming the field by its path from what is set of `input`."""
+    if given.chat:
+        return decode_chat(given.chat, stream=False)
+    assert given.embeddings, "GraphQL sees to it that one is set"
+    return decode_embed(given.embeddings)

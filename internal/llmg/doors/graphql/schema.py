@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from functools import partial
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import strawberry
 from graphql import GraphQLError
 from strawberry.schema.config import StrawberryConfig
 from strawberry.types.execution import ExecutionContext
 
-from llmg.core.assemble import Answer, assemble
-from llmg.core.context import ANONYMOUS, Context
-from llmg.core.errors import Failure, internal, invalid
-from llmg.core.request import Request
+from llmg.core.errors import Failure
 from llmg.doors.graphql import errors
+from llmg.doors.graphql.admin import AdminMutation, AdminQuery
+from llmg.doors.graphql.asking import Asking, Info
 from llmg.doors.graphql.execution import Execution
 from llmg.doors.graphql.inputs import ChatInput, CreateEmbeddingsInput, decode_chat, decode_embed
 from llmg.doors.graphql.limits import Limits, Prepared, Preparing
@@ -31,60 +30,9 @@ from llmg.doors.graphql.outputs import (
     encode_embeddings,
     encode_model,
 )
+from llmg.doors.graphql.routes import Route, explain_route
 from llmg.doors.graphql.scalars import SCALARS
-from llmg.ports import Provider
-from llmg.services.admission import Admission
-from llmg.services.models import Models
-from llmg.services.whole import whole
 
-
-class Gateway:
-    """What resolvers ask: the pipeline and the use cases."""
-
-    def __init__(self, pipeline: Provider, models: Models, admission: Admission) -> None:
-        self.pipeline = pipeline
-        self.models = models
-        self.admission = admission
-
-    async def whole(self, request: Request, context: Context) -> Answer:
-        """The assembled answer."""
-        return assemble(await whole(self.pipeline, request, context))
-
-
-class Asking:
-    """Who asks: one HTTP request, or one WebSocket connection, whose operations have request ids of their own."""
-
-    __slots__ = ("connection_params", "gateway", "last", "principal", "request_id", "session", "traceparent")
-
-    def __init__(self, gateway: Gateway, request_id: str | None, traceparent: str | None) -> None:
-        self.gateway = gateway
-        self.request_id = request_id
-        self.traceparent = traceparent
-        self.session: str | None = None
-        self.principal = ANONYMOUS
-        self.last: Context | None = None  # of the last operation
-        self.connection_params: object = None  # strawberry sets it, with connection_init's payload
-
-    @contextmanager
-    def answering(self, timeout: float | None = None) -> Iterator[Context]:
-        """A context for one operation, with so many seconds; failures inside become GraphQL's errors."""
-        admission = self.gateway.admission
-        request_id = self.request_id or admission.request_id()
-        context = admission.context(
-            "graphql", request_id, self.principal, traceparent=self.traceparent, session=self.session, remaining=timeout
-        )
-        self.last = context
-        try:
-            if timeout is not None and timeout <= 0:
-                raise invalid("invalid 'timeout': expected a number of seconds above 0", "timeout")
-            yield context
-        except Failure as failure:
-            raise errors.error(failure, context.request_id) from None
-        except Exception as mistake:  # noqa: BLE001 - the rim: nothing may leave it as a stack trace
-            raise errors.error(internal(mistake), context.request_id) from None
-
-
-Info = strawberry.Info[Asking, None]
 _Id = Annotated[strawberry.ID, strawberry.argument(description="The id.")]
 _Chat = Annotated[ChatInput, strawberry.argument(description="The conversation, and how to go on with it.")]
 _Embed = Annotated[CreateEmbeddingsInput, strawberry.argument(description="The texts.")]
@@ -94,14 +42,14 @@ _Timeout = Annotated[
 
 
 def _models(info: Info) -> list[Model]:
-    with info.context.answering():
-        return [encode_model(model) for model in info.context.gateway.models.list(info.context.principal)]
+    with info.context.answering() as context:
+        return [encode_model(model) for model in info.context.gateway.models.list(context.principal)]
 
 
 def _model(info: Info, id: _Id) -> Model:
-    with info.context.answering():
+    with info.context.answering() as context:
         try:
-            return encode_model(info.context.gateway.models.get(id, info.context.principal))
+            return encode_model(info.context.gateway.models.get(id, context.principal))
         except Failure as failure:
             failure.param = "id"  # as the argument is called here
             raise
@@ -134,7 +82,7 @@ async def _chat_completion(
 
 
 @strawberry.type(description="What can be looked up.")
-class Query:
+class Query(AdminQuery):
     """Reads."""
 
     models: list[Model] = strawberry.field(resolver=_models, description="All models that were declared, by name.")
@@ -144,10 +92,15 @@ class Query:
     node: Node | None = strawberry.field(
         resolver=_model, description="Whatever has that id. Only models have one for now."
     )
+    explain_route: Route = strawberry.field(
+        resolver=explain_route,
+        description="Says which targets would be asked now, in which order, and why, and why not the others. Nobody is "
+        "asked, and nothing is counted.",
+    )
 
 
 @strawberry.type(description="What can be asked of models, to be answered whole.")
-class Mutation:
+class Mutation(AdminMutation):
     """Inference."""
 
     create_chat_completion: ChatCompletion = strawberry.mutation(
@@ -169,7 +122,12 @@ class Subscription:
 
 
 class Schema(strawberry.Schema):
-    """Strawberry's, whose errors get their codes where every transport has them from."""
+    """Strawberry's, whose errors get their codes where every transport has them from, and results their extensions."""
+
+    async def stream(self, *args: Any, **options: Any) -> Any:
+        """See Strawberry's. `context_value` is an Asking."""
+        asking = options["context_value"] = options["context_value"].operation()
+        return _telling(await super().stream(*args, **options), asking)
 
     def process_errors(self, errors_: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
         """See Strawberry's."""
@@ -179,6 +137,17 @@ class Schema(strawberry.Schema):
             request_id = asking.gateway.admission.request_id()
         for error in errors_:
             errors.settle(error, request_id or "")
+
+
+async def _telling(results: Any, asking: Asking) -> AsyncGenerator[Any, None]:
+    """The results; the first, and each that has errors, tells the way of the request, where it has gone one."""
+    told = False
+    async with aclosing(results):
+        async for result in results:
+            if (not told or result.errors) and asking.last is not None and (way := errors.way(asking.last)):
+                result.extensions = {**(result.extensions or {}), **way}
+                told = True
+            yield result
 
 
 DEFAULT_LIMITS: Final = Limits(depth=12, aliases=15, tokens=4000)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -24,13 +25,15 @@ from strawberry.subscriptions.protocols.graphql_ws.handlers import BaseGraphQLWS
 from strawberry.types.execution import PreExecutionError
 from strawberry.types.unset import UNSET
 
-from llmg.core.context import ANONYMOUS, Principal
+from llmg.core.context import Principal
 from llmg.core.errors import Failure, Kind
 from llmg.doors.graphql import errors
-from llmg.doors.graphql.schema import Asking, Gateway, Schema
+from llmg.doors.graphql.asking import Asking, Gateway
+from llmg.doors.graphql.schema import Schema
 from llmg.doors.http.draining import drain_of
+from llmg.doors.http.exchange import header_of
 from llmg.doors.http.guard import refuse
-from llmg.doors.http.handshake import principal_of
+from llmg.doors.http.handshake import Shown, shown_by
 from llmg.services.admission import bearer
 from llmg.wire.openai.fields import too_deep
 from llmg.wire.websocket import Close
@@ -294,14 +297,21 @@ class _LegacyHandler(BaseGraphQLWSHandler[Asking, None]):
 
 
 class _Connected(Asking):
-    """Who asks over one connection. `known`: by the handshake; else `connection_init` has to say it."""
+    """Who asks over one connection. `shown`: the key, by the handshake; None: `connection_init` has to show it."""
 
-    __slots__ = ("known",)
+    __slots__ = ("shown",)
 
-    def __init__(self, gateway: Gateway, traceparent: str | None, principal: Principal | None) -> None:
-        super().__init__(gateway, None, traceparent)
-        self.known = principal is not None
-        self.principal = principal or ANONYMOUS
+    def __init__(self, gateway: Gateway, header: Callable[[str], str | None], shown: Shown | None) -> None:
+        super().__init__(gateway, None, header)
+        self.shown = shown
+
+    def operation(self) -> Asking:
+        """See Asking."""
+        return _Connected(self.gateway, self.header, self.shown)
+
+    def admit(self) -> Principal:
+        """See Asking."""
+        return (self.shown or Shown()).principal(self.gateway.admission)
 
 
 class Sockets(GraphQL[Asking, None]):
@@ -334,22 +344,23 @@ class Sockets(GraphQL[Asking, None]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection."""
         try:
-            principal = principal_of(scope, self._gateway.admission)
+            shown = shown_by(scope, self._gateway.admission)
         except Failure as failure:
             await refuse(failure, scope, receive, send)
             return
         websocket = WebSocket(scope, receive=receive, send=send)
-        context = _Connected(self._gateway, websocket.headers.get("traceparent"), principal)
-        context.session = websocket.headers.get("x-llmg-session")
-        await self.run(websocket, context=context)
+        header = partial(header_of, dict(scope["headers"]))
+        await self.run(websocket, context=_Connected(self._gateway, header, shown))
 
     async def on_ws_connect(self, context: Asking) -> Any:
         """See Strawberry's: who asks, if the payload of `connection_init` says so, or has to."""
         authorization, api_key = _shown(context.connection_params)
         try:
-            known = isinstance(context, _Connected) and context.known
-            if not known or authorization is not None or api_key is not None:
-                context.principal = self._gateway.admission.principal(authorization, api_key)
+            assert isinstance(context, _Connected)
+            if context.shown is None or authorization is not None or api_key is not None:
+                shown = Shown(authorization, api_key)
+                shown.principal(self._gateway.admission)
+                context.shown = shown
         except Failure as failure:
             if not bearer(authorization, api_key):
                 failure.message = _KEYLESS

@@ -14,10 +14,9 @@ from grpc_reflection.v1alpha import reflection as reflecting
 from msgspec import Struct
 
 from llmg.doors.grpc.reading import Reading
-from llmg.doors.grpc.services import DESCRIPTORS, Chat, Embeddings, Inference, ModelList, decoder
-from llmg.gatewayapi.v1.chat_pb2_grpc import add_ChatServiceServicer_to_server
-from llmg.gatewayapi.v1.embeddings_pb2_grpc import add_EmbeddingServiceServicer_to_server
-from llmg.gatewayapi.v1.models_pb2_grpc import add_ModelServiceServicer_to_server
+from llmg.doors.grpc.served import DESCRIPTORS, add_all
+from llmg.doors.grpc.services import Inference
+from llmg.services.admin import Admin
 from llmg.services.models import Models
 
 SERVICES: Final = tuple(service.full_name for service in DESCRIPTORS)
@@ -95,10 +94,12 @@ class GrpcServer:
         *,
         limits: Limits,
         reflection: bool,
+        admin: Admin | None = None,
         credentials: grpc.ServerCredentials | None = None,
         reuse_port: bool = False,
     ) -> None:
-        """`credentials`: for TLS. `reuse_port`: other processes listen at the same port."""
+        """`admin` None: the catalog is not administered here. `credentials`: for TLS. `reuse_port`: other processes
+        listen at the same port."""
         self._inference = inference
         inference.most = limits.calls
         self._credentials = credentials
@@ -108,9 +109,7 @@ class GrpcServer:
                 interceptors=(Reading(inference, OURS, limits.message_timeout),),
             )
         self._health = health.aio.HealthServicer()
-        add_ChatServiceServicer_to_server(Chat(inference), self._server, decoder)
-        add_EmbeddingServiceServicer_to_server(Embeddings(inference), self._server, decoder)
-        add_ModelServiceServicer_to_server(ModelList(inference, models), self._server, decoder)
+        add_all(self._server, inference, models, admin)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflecting.SERVICE_NAME)

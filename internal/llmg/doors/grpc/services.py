@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from llmg.core import way
 from llmg.core.assemble import assemble
 from llmg.core.context import Context
-from llmg.core.errors import Failure, Kind, internal, invalid
+from llmg.core.errors import Failure, Kind, internal, invalid, not_implemented
 from llmg.core.events import Batch
 from llmg.core.request import Request
 from llmg.doors.grpc.errors import Metadata, abort
-from llmg.gatewayapi.v1 import chat_pb2, embeddings_pb2, models_pb2
+from llmg.gatewayapi.v1 import chat_pb2, embeddings_pb2, models_pb2, routing_pb2
 from llmg.gatewayapi.v1.chat_pb2_grpc import ChatServiceServicer
 from llmg.gatewayapi.v1.embeddings_pb2_grpc import EmbeddingServiceServicer
 from llmg.gatewayapi.v1.models_pb2_grpc import ModelServiceServicer
+from llmg.gatewayapi.v1.routing_pb2_grpc import RoutingServiceServicer
 from llmg.ports import Provider
 from llmg.services.admission import Admission
+from llmg.services.explain import Explain
 from llmg.services.failures import log_failure
 from llmg.services.models import Model, Models
 from llmg.services.whole import whole
+from llmg.wire import explanation
 from llmg.wire.gateway import (
     EventEncoder,
     chat_path,
@@ -44,18 +49,17 @@ Call = grpc.aio.ServicerContext[Any, Any]
 # The message's own path of a field, by what pipelines call it.
 Place = Callable[[str], str]
 
-# Each file of ours has one service.
-DESCRIPTORS: Final = tuple(
-    service for file in (chat_pb2, embeddings_pb2, models_pb2) for service in file.DESCRIPTOR.services_by_name.values()
-)
-
 
 class Inference:
     """What the services of inference share: the pipeline, a context per call, failures as statuses."""
 
-    def __init__(self, pipeline: Provider, admission: Admission, door: str = "grpc") -> None:
+    def __init__(
+        self, pipeline: Provider, admission: Admission, door: str = "grpc", explain: Explain | None = None
+    ) -> None:
+        """`explain` None: routes are not explained here."""
         self.door = door
         self.admission = admission
+        self.explain = explain
         self.cut: set[asyncio.Task[Any]] = set()  # calls that did not end in time
         self.most = 0  # calls at once, of those who have a key; 0: any
         self.late: set[asyncio.Task[Any]] = set()  # calls whose messages did not arrive in time
@@ -138,6 +142,8 @@ class _Answering:
             session=self._text("x-llmg-session"),
             remaining=call.time_remaining(),
         )
+        # A call in process may have headers that are no metadata.
+        self._context.header = getattr(call, "header", None) or partial(_text, self._given)
         self._task: asyncio.Task[Any]
 
     async def __aenter__(self) -> Context:
@@ -168,17 +174,23 @@ class _Answering:
             elif isinstance(error, asyncio.CancelledError) and task in inference.cut:
                 task.uncancel()
                 await self._abort(Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"))
+            else:  # in process, a deadline cancels the call, and is told with this
+                self._call.set_trailing_metadata(trailing(self._context))
         finally:
             inference.leave(self)
 
     def _text(self, name: str) -> str | None:
-        value = self._given.get(name)
-        return value if isinstance(value, str) else None
+        return _text(self._given, name)
 
     async def _abort(self, failure: Failure, field: str | None = None) -> None:
         context = self._context
         log_failure(log, failure, context.request_id)
         await abort(self._call, failure, field, trailing(context))
+
+
+def _text(metadata: Mapping[str, str | bytes], name: str) -> str | None:
+    value = metadata.get(name)
+    return value if isinstance(value, str) else None
 
 
 async def _write(call: Call, message: Any) -> None:
@@ -190,13 +202,8 @@ async def _write(call: Call, message: Any) -> None:
 
 
 def trailing(context: Context) -> Metadata:
-    """The request's id, which target answered, and after how many tries where it was not the first."""
-    out = [("x-request-id", context.request_id)]
-    if context.trail:
-        out.append(("x-llmg-route", context.route))
-    if len(context.trail) > 1:
-        out.append(("x-llmg-attempts", str(len(context.trail))))
-    return tuple(out)
+    """The request's id, and its way: see `core.way`."""
+    return (("x-request-id", context.request_id), *way.headers(context))
 
 
 class Chat(ChatServiceServicer):
@@ -274,6 +281,23 @@ class ModelList(ModelServiceServicer):
             return models_pb2.GetModelResponse(model=_model(self._models.get(request.id, own.principal)))
 
 
+class Routing(RoutingServiceServicer):
+    """See routing.proto."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+
+    async def ExplainRoute(
+        self, request: routing_pb2.ExplainRouteRequest, context: Call
+    ) -> routing_pb2.ExplainRouteResponse:
+        """Where a request would go."""
+        async with self._inference.answering(request, context, partial(explanation.path, request)) as own:
+            if self._inference.explain is None:
+                raise not_implemented("the explanation of routes")
+            asked = explanation.decode_request(request)
+            return explanation.encode_explanation(self._inference.explain.explain(asked, own))
+
+
 def _in_chat(param: str) -> str:
     path = chat_path(param)
     return param if path is None else f"chat.{path}"
@@ -302,13 +326,3 @@ def decoder(message: Any) -> Callable[[bytes], Any]:
 
 def _model(model: Model) -> models_pb2.Model:
     return models_pb2.Model(id=model.id, created=model.created, owned_by=model.owner, operations=list(model.operations))
-
-
-def handlers(inference: Inference, models: Models) -> dict[str, Callable[[Any, Call], Awaitable[Any]]]:
-    """The methods of all services by their names on a channel (`/package.Service/Method`), to be called in process."""
-    chat, embeddings, listing = Chat(inference), Embeddings(inference), ModelList(inference, models)
-    return {
-        f"/{service.full_name}/{method.name}": getattr(servicer, method.name)
-        for service, servicer in zip(DESCRIPTORS, (chat, embeddings, listing), strict=True)
-        for method in service.methods
-    }

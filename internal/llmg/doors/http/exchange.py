@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import structlog
 from starlette.types import Receive, Scope, Send
 
+from llmg.core import way
 from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind, internal
 from llmg.doors.http.leaving import Leaving
@@ -53,6 +54,10 @@ class Exchange(ABC):
         """One of the request's; its name in lower case."""
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
+
+    def way(self) -> Headers:
+        """The headers that tell the way of the request, as far as it is known."""
+        return () if self.context is None else told(self.context)
 
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises Failure (request_too_large, cancelled)."""
@@ -110,7 +115,7 @@ class Exchange(ABC):
 
     async def fail(self, failure: Failure, *more: tuple[bytes, bytes]) -> None:
         """A failure before the first byte of an answer, with `more` headers."""
-        headers = [*more, *(way(self.context) if self.context is not None else ())]
+        headers = [*more, *self.way()]
         if failure.kind is Kind.UNAUTHENTICATED:
             headers.append((b"www-authenticate", b"Bearer"))
         if failure.retry_after is not None:
@@ -126,12 +131,15 @@ class Exchange(ABC):
         log_failure(self.log, failure, self.request_id)
 
 
-def way(context: Context) -> list[tuple[bytes, bytes]]:
-    """Headers: where the answer comes from, and after how many tries where it was not the first."""
-    if not context.trail:
-        return []
-    route = (b"x-llmg-route", context.route.encode())
-    return [route] if len(context.trail) == 1 else [route, (b"x-llmg-attempts", b"%d" % len(context.trail))]
+def told(context: Context) -> list[tuple[bytes, bytes]]:
+    """Headers that tell the way of a request: see `core.way`."""
+    return [(name.encode(), value.encode()) for name, value in way.headers(context)]
+
+
+def header_of(headers: Mapping[bytes, bytes], name: str) -> str | None:
+    """A request's header by its name in lower case, for `Context.header`."""
+    value = headers.get(name.encode())
+    return None if value is None else value.decode("latin-1")
 
 
 def _too_large(limit: int) -> Failure:

@@ -136,13 +136,17 @@ class Routes(Struct, frozen=True):
     sockets: Mapping[str, ASGIApp] = {}
 
 
-def openai_routes(*, chat: ASGIApp, embeddings: ASGIApp, models: Models, admission: Admission) -> Routes:
-    """OpenAI's paths."""
+def openai_routes(
+    *, chat: ASGIApp, embeddings: ASGIApp, models: Models, admission: Admission, explain: ASGIApp | None = None
+) -> Routes:
+    """OpenAI's paths, and in their manner where requests would go, if there is somebody to `explain` it."""
     exact: dict[str, ASGIApp] = {
         "/v1/chat/completions": chat,
         "/v1/embeddings": embeddings,
         "/v1/models": ListModels(models, admission),
     }
+    if explain is not None:
+        exact["/v1/routes/explain"] = explain
     return Routes(exact, {"/v1/models/{id:path}": GetModel(models, admission)})
 
 

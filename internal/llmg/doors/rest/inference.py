@@ -11,7 +11,7 @@ from llmg.core.context import Context, Principal
 from llmg.core.errors import Failure
 from llmg.core.events import Batch, Whole
 from llmg.core.request import Chat, Embed, Request
-from llmg.doors.http.exchange import way
+from llmg.doors.http.exchange import header_of
 from llmg.doors.http.stream import Stream
 from llmg.doors.rest.exchange import Exchange, Guarded
 from llmg.ports import Provider
@@ -34,19 +34,13 @@ _EVENT_STREAM: Final = (
 _HEARTBEAT: Final = sse.comment(b"heartbeat")
 
 
-class Inference(Guarded):
-    """What both have in common: the pipeline, and one context a request."""
+class Asking(Guarded):
+    """What is asked by a POST, with one context a request."""
 
     methods = frozenset({"POST"})
 
-    def __init__(self, pipeline: Provider, admission: Admission, max_body: int, heartbeat: float) -> None:
-        """`max_body` in bytes, `heartbeat` in seconds."""
-        super().__init__(admission)
-        self._pipeline = pipeline
-        self._max_body = max_body
-        self._heartbeat = heartbeat
-
-    def _context(self, exchange: Exchange, principal: Principal) -> Context:
+    def context(self, exchange: Exchange, principal: Principal) -> Context:
+        """The request's. Raises Failure (invalid_request)."""
         context = exchange.context = self._admission.context(
             "rest",
             exchange.request_id,
@@ -55,14 +49,26 @@ class Inference(Guarded):
             session=exchange.header(b"x-llmg-session"),
             remaining=seconds(exchange.header(b"x-llmg-timeout")),
         )
+        context.header = partial(header_of, exchange.headers)
         return context
+
+
+class Inference(Asking):
+    """What both have in common: the pipeline."""
+
+    def __init__(self, pipeline: Provider, admission: Admission, max_body: int, heartbeat: float) -> None:
+        """`max_body` in bytes, `heartbeat` in seconds."""
+        super().__init__(admission)
+        self._pipeline = pipeline
+        self._max_body = max_body
+        self._heartbeat = heartbeat
 
     async def _whole(
         self, exchange: Exchange, request: Request, context: Context, encode: Callable[[Batch, Context], bytes]
     ) -> None:
         exchange.watch()
         events = await whole(self._pipeline, request, context)
-        await exchange.answer(200, encode(events, context), way(context))
+        await exchange.answer(200, encode(events, context), exchange.way())
 
 
 class ChatCompletions(Inference):
@@ -72,7 +78,7 @@ class ChatCompletions(Inference):
         """See Endpoint."""
         principal = self.admit(exchange)
         asked = decode_chat(await exchange.body(self._max_body))
-        chat, context = asked.chat, self._context(exchange, principal)
+        chat, context = asked.chat, self.context(exchange, principal)
         if chat.stream:
             await self._stream(exchange, chat, context, ChunkEncoder(chat.model, asked.include_usage))
         else:
@@ -82,7 +88,7 @@ class ChatCompletions(Inference):
         stream = Stream(
             exchange,
             headers=_EVENT_STREAM,
-            more=partial(way, context),
+            more=exchange.way,
             heartbeat=_HEARTBEAT,
             interval=self._heartbeat,
             failing=_error_event,
@@ -103,7 +109,7 @@ class Embeddings(Inference):
         """See Endpoint."""
         principal = self.admit(exchange)
         embed: Embed = decode_embed(await exchange.body(self._max_body))
-        await self._whole(exchange, embed, self._context(exchange, principal), partial(_embeddings_answer, embed))
+        await self._whole(exchange, embed, self.context(exchange, principal), partial(_embeddings_answer, embed))
 
 
 def _chat_answer(model: str, events: Batch, context: Context) -> bytes:

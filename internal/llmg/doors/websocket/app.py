@@ -8,20 +8,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmg.core.errors import Failure, invalid
 from llmg.doors.http.guard import Guard, refuse
-from llmg.doors.http.handshake import principal_of
+from llmg.doors.http.handshake import shown_by
 from llmg.doors.websocket.connection import Connection, Options
 from llmg.ports import Provider
 from llmg.services.admission import Admission
+from llmg.services.explain import Explain
 from llmg.wire.openai.errors import encode_error
 
 
 class Door:
     """Lets connections in: by a key in the handshake's headers, or to show one in their first frame."""
 
-    def __init__(self, pipeline: Provider, admission: Admission, options: Options) -> None:
+    def __init__(self, pipeline: Provider, admission: Admission, options: Options, explain: Explain | None) -> None:
         self._pipeline = pipeline
         self._admission = admission
         self._options = options
+        self._explain = explain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection; one that is none is told so."""
@@ -29,11 +31,12 @@ class Door:
             await _upgrade_required(send)
             return
         try:
-            principal = principal_of(scope, self._admission)
+            shown = shown_by(scope, self._admission)
         except Failure as failure:
             await refuse(failure, scope, receive, send)
             return
-        await Connection(scope, receive, send, self._pipeline, self._admission, self._options, principal).run()
+        asked = (self._pipeline, self._admission, self._options, shown, self._explain)
+        await Connection(scope, receive, send, *asked).run()
 
 
 async def _upgrade_required(send: Send) -> None:
@@ -52,6 +55,7 @@ def make_websocket(
     *,
     pipeline: Provider,
     admission: Admission,
+    explain: Explain | None = None,
     max_message: int = 32 << 20,
     max_requests: int = 100,
     init_timeout: float = 10.0,
@@ -59,8 +63,9 @@ def make_websocket(
 ) -> ASGIApp:
     """The door, to be mounted at one path.
 
-    `max_message`: bytes of a client's frame; `max_requests` at once over one socket; `init_timeout`: seconds that a
-    client has to show its key. `origins`: other origins whose pages may connect, besides this host's and loopback's.
+    `explain` None: routes are not explained here. `max_message`: bytes of a client's frame; `max_requests` at once over
+    one socket; `init_timeout`: seconds that a client has to show its key. `origins`: other origins whose pages may
+    connect, besides this host's and loopback's.
     """
     options = Options(max_message=max_message, max_requests=max_requests, init_timeout=init_timeout)
-    return Guard(Door(pipeline, admission, options), hosts=None, origins=origins)
+    return Guard(Door(pipeline, admission, options, explain), hosts=None, origins=origins)

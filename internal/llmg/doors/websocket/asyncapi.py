@@ -29,6 +29,11 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "id": "1",
         "request": {"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}]},
     },
+    "explain": {
+        "type": "explain",
+        "id": "1",
+        "request": {"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}]},
+    },
     "cancel": {"type": "cancel", "id": "1"},
     "ping": {"type": "ping"},
     "ready": {"type": "ready", "max_message": 33_554_432, "max_requests": 100},
@@ -53,8 +58,46 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
             "retry_after": 20.0,
             "request_id": "req_5f0c",
         },
+        "route": "local/smollm2",
+        "policy": "weighted",
+        "attempts": 1,
+        "queue_ms": 0.0,
+        "upstream_ms": 21.5,
     },
-    "done": {"type": "done", "id": "1", "request_id": "req_5f0c", "route": "local/smollm2", "attempts": 1},
+    "done": {
+        "type": "done",
+        "id": "1",
+        "request_id": "req_5f0c",
+        "route": "local/smollm2",
+        "policy": "weighted",
+        "attempts": 1,
+        "queue_ms": 0.0,
+        "upstream_ms": 340.5,
+        "rate_limits": {"requests": {"limit": 600, "remaining": 599, "reset": 0.1}},
+    },
+    "explanation": {
+        "type": "explanation",
+        "id": "1",
+        "request_id": "req_5f0c",
+        "model": "smollm2",
+        "stages": [
+            {
+                "model": "smollm2",
+                "policy": "weighted",
+                "targets": [
+                    {
+                        "provider": "local",
+                        "model": "smollm2",
+                        "verdict": "candidate",
+                        "place": 1,
+                        "score": 1.0,
+                        "reason": "credit with this turn's weight of 1",
+                        "weight": 1.0,
+                    }
+                ],
+            }
+        ],
+    },
     "pong": {"type": "pong"},
 }
 
@@ -128,5 +171,7 @@ def _schemas(kinds: list[type[Struct]]) -> dict[str, Any]:
     for schema in schemas.values():
         del schema["title"]  # the name once more
         schema["description"] = inspect.cleandoc(schema["description"])
-    schemas["Start"]["properties"]["request"] = {"type": "object", "description": _REQUEST}
-    return schemas
+    for name in ("Start", "Explain"):
+        schemas[name]["properties"]["request"] = {"type": "object", "description": _REQUEST}
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(schemas))  # with lists for tuples
+    return plain

@@ -19,11 +19,15 @@ import structlog
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
-from llmg.core.context import Context, Principal
-from llmg.core.errors import Failure, Kind, internal, invalid
+from llmg.core import way
+from llmg.core.context import Context
+from llmg.core.errors import Failure, Kind, internal, invalid, not_implemented
 from llmg.doors.http.draining import drain_of
+from llmg.doors.http.exchange import header_of
+from llmg.doors.http.handshake import Shown
 from llmg.ports import Provider
 from llmg.services.admission import Admission
+from llmg.services.explain import Explain
 from llmg.services.failures import log_failure
 from llmg.wire import websocket as wire
 from llmg.wire.websocket import Close
@@ -69,19 +73,19 @@ class Connection:
         pipeline: Provider,
         admission: Admission,
         options: Options,
-        principal: Principal | None,
+        shown: Shown | None,
+        explain: Explain | None,
     ) -> None:
-        """`principal`: who asks; None: `init` has to say it."""
+        """`shown`: the key of who asks; None: `init` has to show it. `explain` None: routes are not explained here."""
         self._offered: list[str] = list(scope.get("subprotocols") or ())
-        headers = dict(scope["headers"])
-        self._traceparent = headers[b"traceparent"].decode("latin-1") if b"traceparent" in headers else None
-        self._session = headers[b"x-llmg-session"].decode("latin-1") if b"x-llmg-session" in headers else None
+        self._header = partial(header_of, dict(scope["headers"]))
         self._receive = receive
         self._send = send
         self._pipeline = pipeline
         self._admission = admission
         self._options = options
-        self._principal = principal
+        self._shown = shown
+        self._service = explain
         self._drain = drain_of(scope)
         self._greeted = False
         self._task: asyncio.Task[None] | None = None  # the reader's, while it listens
@@ -110,7 +114,7 @@ class Connection:
         self._task = task = asyncio.current_task()
         assert task is not None
         timer = None
-        if self._principal is None:
+        if self._shown is None:
             loop = asyncio.get_running_loop()
             timer = loop.call_later(self._options.init_timeout, self._init_is_late)
         self._drain.add(self._drained)
@@ -157,6 +161,8 @@ class Connection:
         match frame:
             case wire.Start():
                 return self._start(frame)
+            case wire.Explain():
+                return self._explain(frame)
             case wire.Cancel():
                 request = self._requests.get(frame.id)
                 if request is not None:
@@ -170,11 +176,13 @@ class Connection:
     def _init(self, frame: wire.Init) -> Close | None:
         if self._greeted:
             raise wire.BadFrame(invalid("there was an init already", "type"))
-        if frame.key is None and self._principal is None:
+        if frame.key is None and self._shown is None:
             return self._keyless()
         try:
             if frame.key is not None:
-                self._principal = self._admission.principal(None, frame.key)
+                shown = Shown(api_key=frame.key)
+                shown.principal(self._admission)
+                self._shown = shown
         except Failure as failure:
             self._say(wire.encode_error(failure))
             return Close.UNAUTHORIZED
@@ -188,11 +196,11 @@ class Connection:
         return Close.UNAUTHORIZED
 
     def _init_is_late(self) -> None:
-        if self._principal is None:
+        if self._shown is None:
             self._hang_up(Close.INIT_TIMEOUT)
 
     def _start(self, frame: wire.Start) -> Close | None:
-        if self._principal is None:
+        if self._shown is None:
             return self._keyless()
         if frame.id in self._requests:
             raise wire.BadFrame(invalid("invalid 'id': a request of that id is under way", "id"))
@@ -201,19 +209,51 @@ class Connection:
         if len(self._tasks) >= self._options.max_requests:
             words = f"{self._options.max_requests} requests are under way over this socket, and no more may be"
             raise wire.BadFrame(Failure(Kind.RATE_LIMITED, words), frame.id)
-        context = self._admission.context(
-            "websocket",
-            self._admission.request_id(),
-            self._principal,
-            traceparent=self._traceparent,
-            session=self._session,
-            remaining=frame.timeout,
-        )
+        context = self._context(frame, self._shown, frame.timeout)
         request = self._requests[frame.id] = _Request(frame.id, context)
         request.task = asyncio.get_running_loop().create_task(self._answer(request, frame))
         request.task.add_done_callback(partial(self._ended, request))
         self._tasks.add(request.task)
         return None
+
+    def _explain(self, frame: wire.Explain) -> Close | None:
+        if self._shown is None:
+            return self._keyless()
+        context = self._context(frame, self._shown)
+        try:
+            self._say(self._explanation(frame, context))
+        except Failure as failure:
+            self._say(self._unexplained(frame, context, failure))
+        except Exception as error:  # noqa: BLE001 - the rim: a request's failure is told, and never ends the socket
+            self._say(self._unexplained(frame, context, internal(error)))
+        return None
+
+    def _explanation(self, frame: wire.Explain, context: Context) -> str:
+        if self._service is None:
+            raise not_implemented("the explanation of routes")
+        found = self._service.explain(wire.decode_request(frame), context)
+        return wire.encode_frame(wire.Explanation(frame.id, context.request_id, found.model, found.stages))
+
+    def _unexplained(self, frame: wire.Explain, context: Context, failure: Failure) -> str:
+        log_failure(log, failure, context.request_id)
+        # Under the id of a request that is under way it would end that.
+        return wire.encode_error(failure, None if frame.id in self._requests else frame.id, context.request_id)
+
+    def _context(self, frame: wire.Start | wire.Explain, shown: Shown, remaining: float | None = None) -> Context:
+        try:
+            principal = shown.principal(self._admission)
+        except Failure as failure:
+            raise wire.BadFrame(failure, frame.id) from None
+        context = self._admission.context(
+            "websocket",
+            self._admission.request_id(),
+            principal,
+            traceparent=self._header("traceparent"),
+            session=self._header("x-llmg-session"),
+            remaining=remaining,
+        )
+        context.header = self._header
+        return context
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -245,8 +285,9 @@ class Connection:
         self._drained()
 
     def _failed(self, request: _Request, failure: Failure) -> str:
-        log_failure(log, failure, request.context.request_id)
-        return wire.encode_error(failure, request.id, request.context.request_id)
+        context = request.context
+        log_failure(log, failure, context.request_id)
+        return wire.encode_error(failure, request.id, context.request_id, way.facts(context))
 
     # --- what is said ----------------------------------------------------------------------------------------------
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 
-from llmg.ports import Asked
+from llmg.ports import Asked, Ranked
 
 
 class Unmoved:
@@ -21,12 +21,27 @@ class Unmoved:
         """See `ports.Policy`."""
 
 
+def one_by_one(choose: Callable[[list[int]], int], candidates: Sequence[int]) -> Iterator[int]:
+    """The candidates as `choose` gives them: each from those that are left. It must change nothing."""
+    left = list(candidates)
+    while left:
+        index = choose(left)
+        left.remove(index)
+        yield index
+
+
 class First(Unmoved):
     """Takes the first: for a model of one target, and for tests."""
+
+    kind = "direct"
 
     def choose(self, candidates: Sequence[int], asked: Asked, /) -> int:
         """See `ports.Policy`."""
         return candidates[0]
+
+    def rank(self, candidates: Sequence[int], asked: Asked, /) -> Sequence[Ranked]:
+        """See `ports.Policy`."""
+        return [Ranked(index, None, "in the order of the list") for index in candidates]
 
 
 class Counting(Unmoved):
@@ -59,9 +74,14 @@ class Counting(Unmoved):
         """The one with the fewest in flight for its weight; of equals, the one not chosen for longest."""
         ranks = self._ranks
         all_of_them = len(candidates) == len(ranks)
-        return self._choose(min(ranks if all_of_them else [ranks[index] for index in candidates])[2])
+        return min(ranks if all_of_them else [ranks[index] for index in candidates])[2]
+
+    def _load(self, index: int) -> str:
+        """What it has to do, in words."""
+        return f"{self._busy[index]} in flight / weight {self._weights[index]:g}"
 
     def _choose(self, index: int) -> int:
+        """Notes that it was chosen."""
         self._choices += 1
         self._ranks[index] = (self._ranks[index][0], self._choices, index)
         return index

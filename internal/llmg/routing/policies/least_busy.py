@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmg.ports import Asked
-from llmg.routing.policies.base import Counting
+from llmg.ports import Asked, Ranked
+from llmg.routing.policies.base import Counting, one_by_one
 
 
 class LeastBusy(Counting):
@@ -14,6 +14,14 @@ class LeastBusy(Counting):
     Known as least connections (nginx `least_conn`) or least requests (Envoy `LEAST_REQUEST` over all hosts).
     """
 
+    kind = "least_busy"
+
     def choose(self, candidates: Sequence[int], asked: Asked, /) -> int:
         """See `ports.Policy`."""
-        return self._least(candidates)
+        return self._choose(self._least(candidates))
+
+    def rank(self, candidates: Sequence[int], asked: Asked, /) -> Sequence[Ranked]:
+        """See `ports.Policy`. The score: requests in flight / weight, with this one."""
+        return [
+            Ranked(index, self._ranks[index][0], self._load(index)) for index in one_by_one(self._least, candidates)
+        ]

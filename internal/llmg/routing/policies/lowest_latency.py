@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
-from llmg.ports import Asked, Clock, Random
-from llmg.routing.policies.base import Counting
+from llmg.ports import Asked, Clock, Random, Ranked
+from llmg.routing.policies.base import Counting, one_by_one
 from llmg.routing.policies.ewma import Latencies
 
 
@@ -18,6 +18,8 @@ class LowestLatency(Counting):
     What is observed comes late: alone it would send all to one target until that had become slow. So none may have
     more than `load_factor` times its fair share in flight (see `Sticky`). Under load `P2C` does better.
     """
+
+    kind = "lowest_latency"
 
     def __init__(
         self,
@@ -44,6 +46,30 @@ class LowestLatency(Counting):
         stalest = min(candidates, key=chosen.__getitem__)
         if not chosen[stalest] or self._random.random() < self._explore:
             return self._note(stalest)
+        return self._note(self._fastest(candidates, stalest))
+
+    def rank(self, candidates: Sequence[int], asked: Asked, /) -> Sequence[Ranked]:
+        """See `ports.Policy`. The score: milliseconds to the first event; None: not known yet."""
+        order = one_by_one(self._unexplored, candidates)
+        milliseconds = [(index, self._milliseconds(index)) for index in order]
+        return [Ranked(index, score, self._words(index, score)) for index, score in milliseconds]
+
+    def _unexplored(self, candidates: Sequence[int]) -> int:
+        stalest = min(candidates, key=self._chosen.__getitem__)
+        return self._fastest(candidates, stalest) if self._chosen[stalest] else stalest
+
+    def _milliseconds(self, index: int) -> float | None:
+        average = self._latencies.averages[index]
+        return None if average is None else average * 1000
+
+    def _words(self, index: int, milliseconds: float | None) -> str:
+        if not self._chosen[index]:
+            return "not tried yet"
+        known = "no answer yet" if milliseconds is None else f"ewma {milliseconds:.3g} ms"
+        return f"{known}, {self._busy[index]} in flight"
+
+    def _fastest(self, candidates: Sequence[int], stalest: int) -> int:
+        """The one with the lowest average of those that have room."""
         limit = self._limit(1.0, self._room(candidates, self._factor))
         busy, averages = self._busy, self._latencies.averages
         best, lowest = stalest, inf
@@ -51,7 +77,7 @@ class LowestLatency(Counting):
             average = averages[index] or 0.0  # it has not answered yet: that is hopeful, but the limit holds
             if average < lowest and busy[index] < limit:
                 best, lowest = index, average
-        return self._note(best)
+        return best
 
     def _note(self, index: int) -> int:
         self._choices += 1

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from llmg.ports import Asked, Clock
-from llmg.routing.policies.base import Counting
+from llmg.ports import Asked, Clock, Ranked
+from llmg.routing.policies.base import Counting, one_by_one
 
 
 class PrefixIndex:
@@ -30,17 +30,22 @@ class PrefixIndex:
     def find(self, blocks: Sequence[int], candidates: int) -> list[int]:
         """Sets of candidates (bits), the longest known prefix first; each holds the one before it."""
         self._turn()
-        young, old = self._young, self._old
-        found: list[int] = []
+        return _holders(self._young, self._old, blocks, candidates)
+
+    def look(self, blocks: Sequence[int], candidates: int) -> list[int]:
+        """The same as `find`, without forgetting what is too old by now."""
+        young, old = self._generations(self._clock.monotonic())
+        return _holders(young, old, blocks, candidates)
+
+    def known(self, blocks: Sequence[int], target: int) -> int:
+        """How many of the blocks, from the first, the target (a bit) has. Changes nothing."""
+        young, old = self._generations(self._clock.monotonic())
+        count = 0
         for block in blocks:
-            holders = candidates & (young.get(block, 0) | old.get(block, 0))
-            if not holders:
+            if not target & (young.get(block, 0) | old.get(block, 0)):
                 break
-            if holders != candidates or not found:
-                found.append(holders)
-            candidates = holders
-        found.reverse()
-        return found
+            count += 1
+        return count
 
     def add(self, blocks: Sequence[int], target: int) -> None:
         """The target (a bit) now has this prefix. Of a prefix larger than half the capacity, only the beginning."""
@@ -51,16 +56,35 @@ class PrefixIndex:
                 self._age(self._clock.monotonic())
                 young, old = self._young, self._old
 
+    def _generations(self, now: float) -> tuple[dict[int, int], dict[int, int]]:
+        """The young and the old one, as they are by now."""
+        age = now - self._born
+        if age < self._expiry:
+            return self._young, self._old
+        # Nobody may have asked for so long that the young are too old, too.
+        return {}, self._young if age < 2 * self._expiry else {}
+
     def _turn(self) -> None:
         now = self._clock.monotonic()
-        if now - self._born < self._expiry:
-            return
-        if now - self._born >= 2 * self._expiry:  # nobody asked for so long that the young are too old, too
-            self._young = {}
-        self._age(now)
+        if now - self._born >= self._expiry:
+            self._young, self._old = self._generations(now)
+            self._born = now
 
     def _age(self, now: float) -> None:
         self._old, self._young, self._born = self._young, {}, now
+
+
+def _holders(young: Mapping[int, int], old: Mapping[int, int], blocks: Sequence[int], candidates: int) -> list[int]:
+    found: list[int] = []
+    for block in blocks:
+        holders = candidates & (young.get(block, 0) | old.get(block, 0))
+        if not holders:
+            break
+        if holders != candidates or not found:
+            found.append(holders)
+        candidates = holders
+    found.reverse()
+    return found
 
 
 class Prefix(Counting):
@@ -72,6 +96,8 @@ class Prefix(Counting):
     and `slack` requests more, so that few requests don't drive each other away from their caches. A prefix that
     nobody has seen goes to the least busy, so that new ones never pile up on one target.
     """
+
+    kind = "prefix"
 
     def __init__(
         self,
@@ -94,14 +120,27 @@ class Prefix(Counting):
     def choose(self, candidates: Sequence[int], asked: Asked, /) -> int:
         """See `ports.Policy`."""
         blocks = asked.blocks(self._block)
-        chosen = self._seen(candidates, blocks) if blocks else None
-        if chosen is None:
-            chosen = self._least(candidates)
+        chosen = self._choose(self._pick(candidates, blocks, self._index.find))
         self._index.add(blocks, 1 << chosen)
         return chosen
 
-    def _seen(self, candidates: Sequence[int], blocks: Sequence[int]) -> int | None:
-        found = self._index.find(blocks, self._bits(candidates))
+    def rank(self, candidates: Sequence[int], asked: Asked, /) -> Sequence[Ranked]:
+        """See `ports.Policy`. The score: how many blocks of the prompt the target has seen."""
+        blocks = asked.blocks(self._block)
+        order = one_by_one(lambda left: self._pick(left, blocks, self._index.look), candidates)
+        known = [(index, self._index.known(blocks, 1 << index)) for index in order]
+        return [
+            Ranked(index, count, f"has seen {count} of {len(blocks)} blocks, {self._load(index)}")
+            for index, count in known
+        ]
+
+    def _pick(
+        self, candidates: Sequence[int], blocks: Sequence[int], find: Callable[[Sequence[int], int], list[int]]
+    ) -> int:
+        chosen = self._seen(candidates, find(blocks, self._bits(candidates))) if blocks else None
+        return self._least(candidates) if chosen is None else chosen
+
+    def _seen(self, candidates: Sequence[int], found: Sequence[int]) -> int | None:
         if not found:
             return None
         room = self._room(candidates, self._factor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from llmg.ports import Asked, Policy
+from llmg.ports import Asked, Policy, Ranked
 
 
 class Priority:
@@ -13,8 +13,11 @@ class Priority:
     Each tier's policy sees only its own targets, with the indexes that they have in the model.
     """
 
+    kind = "priority"
+
     def __init__(self, tiers: Sequence[int], make: Callable[[int], Policy]) -> None:
         """`tiers`: each target's. `make` gives the policy of the nth tier in use, counted from 0."""
+        self.tiers = tuple(tiers)
         in_use = sorted(set(tiers))
         policies = {tier: make(place) for place, tier in enumerate(in_use)}
         self._of = tuple(policies[tier] for tier in tiers)  # each target's
@@ -33,6 +36,18 @@ class Priority:
                 if (free := [index for index in members if index in left])
             )
         return policy.choose(members, asked)
+
+    def rank(self, candidates: Sequence[int], asked: Asked, /) -> Sequence[Ranked]:
+        """See `ports.Policy`. The scores are those of each tier's policy."""
+        left = frozenset(candidates)
+        out: list[Ranked] = []
+        for policy, members in self._tiers:
+            free = [index for index in members if index in left]
+            out += [
+                Ranked(one.index, one.score, f"tier {self.tiers[one.index]}, {policy.kind}: {one.why}")
+                for one in (policy.rank(free, asked) if free else ())
+            ]
+        return out
 
     def started(self, index: int, /) -> None:
         """See `ports.Policy`."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Final
 
-from llmg.ports import Asked
-from llmg.routing.policies.base import Counting
+from llmg.ports import Asked, Ranked
+from llmg.routing.policies.base import Counting, one_by_one
 
 _POINTS: Final = 100  # on the ring, of a target of weight 1: shares are right to about a tenth
 _MOST_POINTS: Final = 65_536  # of all targets
@@ -23,6 +23,8 @@ class Sticky(Counting):
     The ring depends on names and weights alone: all replicas of the gateway have the same, and a target that comes or
     goes takes along its own keys only.
     """
+
+    kind = "sticky"
 
     def __init__(
         self,
@@ -43,7 +45,21 @@ class Sticky(Counting):
         """See `ports.Policy`."""
         if len(candidates) == 1:
             return candidates[0]
+        return self._choose(self._pick(candidates, self._key(asked)))
+
+    def rank(self, candidates: Sequence[int], asked: Asked, /) -> Sequence[Ranked]:
+        """See `ports.Policy`. No score: the ring gives the order, but for those that have too much to do."""
         key = self._key(asked)
+        room = self._room(candidates, self._factor)
+        order = one_by_one(lambda left: self._pick(left, key), candidates)
+        return [Ranked(index, None, self._words(index, key, room)) for index in order]
+
+    def _words(self, index: int, key: str | None, room: float) -> str:
+        if key is None:
+            return f"no key: {self._load(index)}"
+        return f"next on the ring, {self._busy[index]} in flight of at most {self._limit(self._weights[index], room)}"
+
+    def _pick(self, candidates: Sequence[int], key: str | None) -> int:
         if key is None:
             return self._least(candidates)
         room = self._room(candidates, self._factor)
@@ -54,7 +70,7 @@ class Sticky(Counting):
             index = owners[place % len(owners)]
             if index in left:
                 if self._has_room(index, room):
-                    return self._choose(index)
+                    return index
                 left.remove(index)
             place += 1
 

@@ -39,6 +39,10 @@ class View:
         """See `ports.Asked`."""
         return self._request.user or None
 
+    def header(self, name: str, /) -> str | None:
+        """See `ports.Asked`."""
+        return self._context.header(name)
+
     @property
     def input_tokens(self) -> int:
         """See `ports.Asked`. Four characters are taken for a token, what is attached for 1000."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmg.ports import Asked
-from llmg.routing.policies.base import Unmoved
+from llmg.ports import Asked, Ranked
+from llmg.routing.policies.base import Unmoved, one_by_one
 
 
 class Weighted(Unmoved):
@@ -13,6 +13,8 @@ class Weighted(Unmoved):
 
     Each turn every candidate gains its weight, the richest is chosen and pays what all gained (as nginx does it).
     """
+
+    kind = "weighted"
 
     def __init__(self, weights: Sequence[float]) -> None:
         self._weights = tuple(weights)
@@ -22,7 +24,19 @@ class Weighted(Unmoved):
         """See `ports.Policy`."""
         if len(candidates) == 1:
             return candidates[0]
-        credit, weights = self._credit, self._weights
+        return self._turn(self._credit, candidates)
+
+    def rank(self, candidates: Sequence[int], asked: Asked, /) -> Sequence[Ranked]:
+        """See `ports.Policy`. The score: what each has to spend in this turn."""
+        credit, weights = list(self._credit), self._weights
+        order = one_by_one(lambda left: left[0] if len(left) == 1 else self._turn(credit, left), candidates)
+        return [
+            Ranked(index, self._credit[index] + weights[index], f"credit with this turn's weight of {weights[index]:g}")
+            for index in order
+        ]
+
+    def _turn(self, credit: list[float], candidates: Sequence[int]) -> int:
+        weights = self._weights
         total = 0.0
         for index in candidates:
             credit[index] += weights[index]

@@ -119,7 +119,8 @@ def _allowed(kind: Any, path: str) -> list[str]:
     types = list(_flat([inspect.type_info(kind)]))
     for step in _STEP.findall(path):
         types = list(_flat(inner for outer in types for inner in _inside(outer, step)))
-    return [str(word) for type in types if isinstance(type, inspect.LiteralType) for word in type.values]
+    words = (str(word) for type in types if isinstance(type, inspect.LiteralType) for word in type.values)
+    return [*dict.fromkeys(words)]  # kinds of a union may have the same
 
 
 def _flat(types: Iterable[inspect.Type]) -> Iterator[inspect.Type]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmg.gatewayapi.v1 import chat_pb2, embeddings_pb2, models_pb2
+from llmg.gatewayapi.v1 import admin_pb2, chat_pb2, embeddings_pb2, models_pb2, routing_pb2
 from llmg.wire.openapi.comments import comments
 from llmg.wire.openapi.document import openapi
 from llmg.wire.transcoding.bindings import bindings
@@ -21,7 +21,7 @@ def own() -> dict[str, Any]:
     """All of them, with what their protos say."""
     services = [
         service
-        for file in (chat_pb2, embeddings_pb2, models_pb2)
+        for file in (chat_pb2, embeddings_pb2, models_pb2, routing_pb2, admin_pb2)
         for service in file.DESCRIPTOR.services_by_name.values()
     ]
     said = comments("llmg.gatewayapi.v1")

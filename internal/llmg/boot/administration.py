@@ -1,0 +1,131 @@
+"""From settings to the admin API, and to the store of the catalog that it changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from llmg.boot.current import check
+from llmg.boot.exposure import Exposed
+from llmg.boot.settings import Settings, SettingsError, with_tenants
+from llmg.boot.settings.catalog import Endpoint, EndpointKey, walk
+from llmg.core.errors import Failure, invalid
+from llmg.ports import CatalogStore, Clock, Ids
+from llmg.services.admin import Admin, Following
+
+if TYPE_CHECKING:
+    from llmg.stores.redis import Redis
+
+_TOLD: Final = 5  # problems in one message
+
+
+def make_store(settings: Callable[[], Settings], redis: Redis | None = None) -> CatalogStore:
+    """The store that the settings name, as they are now; for their own tenants, one that follows them.
+
+    `redis`: the process's connections, where there are any. Nothing is read yet.
+    """
+    source = settings().catalog
+    if source is None:
+        from llmg.stores.catalog_fixed import FixedCatalog
+
+        return FixedCatalog(lambda: plain_tenants(settings()))
+    if source.file is not None:
+        from llmg.stores.catalog_file import FileCatalog
+
+        return FileCatalog(source.file)
+    from llmg.stores.catalog_redis import RedisCatalog
+
+    config = settings().redis
+    assert redis is not None
+    assert config is not None
+    return RedisCatalog(redis.client, prefix=config.prefix)
+
+
+def make_admin(
+    *,
+    store: CatalogStore,
+    settings: Callable[[], Settings],
+    apply: Callable[[Mapping[str, Any], str], Awaitable[None]],
+    clock: Clock,
+    ids: Ids,
+) -> tuple[Admin, Following]:
+    """The admin API, and what keeps this process at what the store holds (see `following`).
+
+    `settings`: those in force. `apply` puts tenants in force (`Reloader.apply_tenants`): it raises SettingsError,
+    Failure or Exposed, and leaves all as it was. It is not called for the configuration's own tenants.
+    """
+    fixed = settings().catalog is None
+
+    async def validate(tenants: dict[str, Any]) -> None:
+        with translated():
+            await asyncio.to_thread(check_catalog, settings(), tenants)
+
+    async def put(tenants: dict[str, Any], version: int) -> None:
+        if not fixed:
+            with translated():
+                await apply(tenants, str(version))
+
+    follow = Following(store, put)
+    return Admin(store, validate=validate, refresh=follow.refresh, clock=clock, ids=ids), follow
+
+
+@asynccontextmanager
+async def following(follow: Following) -> AsyncIterator[None]:
+    """Takes the catalog over, then each change of it, until this is left.
+
+    Raises Failure where the first can't be taken over: a gateway that knows no key must not pretend to be ready.
+    """
+    await follow.refresh()
+    task = asyncio.create_task(follow.run(), name="catalog")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def check_catalog(settings: Settings, tenants: Mapping[str, Any]) -> None:
+    """Raises SettingsError, Failure or Exposed where these tenants can't be used with these settings."""
+    check(with_tenants(settings, tenants, "catalog"))
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """What is wrong with a catalog, as a Failure that names the place."""
+    try:
+        yield
+    except SettingsError as error:
+        raise _failure(error) from None
+    except Exposed as error:
+        raise invalid(str(error)) from None
+
+
+def _failure(error: SettingsError) -> Failure:
+    problems = [f"{problem.path}: {problem.message}" for problem in error.problems[:_TOLD]]
+    more = len(error.problems) - len(problems)
+    words = "; ".join(problems) + (f"; and {more} more" if more else "")
+    return invalid(f"the catalog would not hold: {words}", error.problems[0].path or None)
+
+
+def plain_tenants(settings: Settings) -> dict[str, Any]:
+    """The settings' own tenants as a store would hold them. Secrets are not in it, only that there are some."""
+    tenants = {
+        name: tenant.model_dump(mode="json", exclude_unset=True, warnings=False)  # of aliases, which are texts
+        for name, tenant in settings.tenants.items()
+    }
+    for at, level in walk(settings.tenants):
+        if isinstance(level, Endpoint) and level.keys:
+            node: Any = {"tenants": tenants}
+            for name in at:
+                node = node[name]
+            node["keys"] = [_plain_key(key) for key in level.keys]
+    return tenants
+
+
+def _plain_key(key: EndpointKey) -> dict[str, Any]:
+    out: dict[str, Any] = {"id": key.id, "sha256": key.digest.hex(), "revoked": key.revoked}
+    if key.expires is not None:
+        out["expires"] = key.expires.isoformat()
+    return out

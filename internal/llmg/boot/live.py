@@ -1,0 +1,94 @@
+"""What lives longer than a configuration: connections, what is known of targets, what is counted for models.
+
+Each is kept by the configuration that it was made for. So what a reload does not change goes on as it was, and levels
+of the catalog for which a provider is the same share what there is of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from functools import lru_cache
+from typing import Any, Final
+
+from msgspec import Struct
+
+from llmg.boot.resilience import State, make_state
+from llmg.boot.settings import EchoProvider, Provider
+from llmg.boot.settings.providers import Resilience
+from llmg.providers.http import Origin, Transport
+from llmg.routing.router import Group
+
+_UNDECLARED: Final = 256  # models of each provider that only clients name, and of which something is kept
+
+
+class Upstream:
+    """A provider as it is at some level: its connections, and what is known of its models."""
+
+    def __init__(self, name: str, config: Provider, id: bytes) -> None:
+        """`id`: see Live."""
+        self.name = name
+        self.config = config
+        self.id = id
+        self.origin: Origin | None = None  # of those that speak HTTP
+        self.states: dict[str, State] = {}  # of the declared models
+        resilience = Resilience() if isinstance(config, EchoProvider) else config.resilience
+        self._others = lru_cache(_UNDECLARED)(lambda model: make_state(resilience))
+
+    def state(self, model: str, *, declared: bool) -> State:
+        """What is known of a model; `declared` in the configuration, or only named by a client."""
+        state = self.states.get(model)
+        if state is None:
+            state = self._others(model)
+            if declared:
+                self.states[model] = state
+        return state
+
+
+class Definition(Struct, frozen=True):
+    """What a group's counters belong to: the level and name that define the model, and the fingerprint of it all."""
+
+    path: str
+    name: str
+    print: bytes
+
+
+class Live:
+    """All of it. In one event loop."""
+
+    def __init__(self) -> None:
+        self.channels: Any = None  # providers.backend.Channels: made with the first backend, as it brings grpc along
+        self.changed: Callable[[], None] = lambda: None
+        """Called when a model was made, or things were forgotten."""
+        self._upstreams: dict[bytes, Upstream] = {}
+        self._groups: dict[tuple[Definition, tuple[bytes, ...]], Group] = {}
+
+    def upstreams(self) -> Iterator[Upstream]:
+        """All that were asked for, and still are configured."""
+        return iter(self._upstreams.values())
+
+    def upstream(self, id: bytes, name: str, config: Provider) -> Upstream:
+        """The provider of that name and configuration. `id`: the same where both are."""
+        if id not in self._upstreams:
+            self._upstreams[id] = Upstream(name, config, id)
+        return self._upstreams[id]
+
+    def group(self, definition: Definition, upstreams: tuple[bytes, ...], make: Callable[[], Group]) -> Group:
+        """The model of that definition, with the providers of those ids for its targets."""
+        key = (definition, upstreams)
+        if key not in self._groups:
+            self._groups[key] = make()
+            self.changed()
+        return self._groups[key]
+
+    def keep(self, definitions: Collection[Definition], upstreams: Collection[bytes], transport: Transport) -> None:
+        """Forgets everything else. Requests under way have what they need; connections that are idle are closed."""
+        self._groups = {
+            key: group
+            for key, group in self._groups.items()
+            if key[0] in definitions and all(id in upstreams for id in key[1])
+        }
+        for id in self._upstreams.keys() - set(upstreams):
+            origin = self._upstreams.pop(id).origin
+            if origin is not None:
+                transport.retire(origin)
+        self.changed()

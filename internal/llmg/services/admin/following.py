@@ -1,0 +1,62 @@
+"""This process's catalog, kept at what the store holds, whoever changed that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import structlog
+
+from llmg.core.errors import Failure, Kind, internal
+from llmg.ports import CatalogStore, Document
+
+log = structlog.get_logger("llmg.catalog")
+
+
+class Following:
+    """Takes over what a store holds."""
+
+    def __init__(
+        self, store: CatalogStore, apply: Callable[[dict[str, Any], int], Awaitable[None]], *, again: float = 0.5
+    ) -> None:
+        """`apply(tenants, version)` makes it this process's catalog, or raises Failure and leaves all as it was.
+        `again`: seconds until a store that told of a change, and then could not be reached, is asked once more."""
+        self._again = again
+        self._store = store
+        self._apply = apply
+        self._lock = asyncio.Lock()
+        self._held: Document | None = None
+
+    @property
+    def version(self) -> int:
+        """Of what was taken over; -1: nothing was."""
+        return -1 if self._held is None else self._held.version
+
+    async def refresh(self) -> None:
+        """Takes over what the store holds now, where it is something else. Raises Failure, and leaves all as it was."""
+        async with self._lock:  # so that what was loaded last is applied last
+            document = await self._store.load()
+            if document != self._held:  # a store that was emptied and filled again counts from 1
+                await self._apply(document.tenants, document.version)
+                self._held = document
+
+    async def run(self) -> NoReturn:
+        """Takes over each change within a second of it, until it is cancelled."""
+        await self._store.watch(self.version, self._changed)
+
+    async def _changed(self, version: int) -> None:
+        """Tries until it is known what the store holds: it tells of a change once."""
+        while True:
+            try:
+                await self.refresh()
+            except Exception as error:  # noqa: BLE001 - the rim: the next catalog may be a better one
+                failure = error if isinstance(error, Failure) else internal(error)
+                words = "the catalog was not taken over"
+                log.error(words, version=version, reason=failure.message, detail=failure.detail)
+                if failure.kind is not Kind.UPSTREAM_UNAVAILABLE:
+                    return
+                await asyncio.sleep(self._again)
+            else:
+                log.info("the catalog was taken over", version=self.version)
+                return

@@ -1,0 +1,351 @@
+"""The use cases of those who may change the catalog, the same for every door.
+
+Each change is made on the document that the store holds, checked as a whole, saved where nobody was faster (else made
+again on what they saved), and taken over by this process before it is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+import structlog
+from msgspec.structs import replace
+
+from llmg.core.context import ADMIN, Context
+from llmg.core.errors import Failure, Kind, internal, invalid
+from llmg.ports import AuditEntry, CatalogStore, Clock, Conflict, Document, Ids
+from llmg.services.admin import tree
+from llmg.services.admin.names import KEYS, Path, check_id, endpoint_path, key_path, level_path, name_of
+from llmg.services.admin.tree import Node
+from llmg.services.admin.values import Changes, Issued, Key, Level, Page
+
+log = structlog.get_logger("llmg.audit")
+
+LARGEST_PAGE: Final = 1000
+GRACE: Final = 86400.0
+"""Seconds for which a key that was rotated is good still."""
+
+_TRIES: Final = 100  # of a change, while others are faster
+_SHOWN: Final = 8  # of a digest's 64 hexadecimal digits
+_LONGEST: Final = 3650 * 86400.0  # seconds of grace
+
+Edit = Callable[[Node], Node]
+
+
+def new_secret() -> str:
+    """A key: 256 random bits."""
+    return f"llmg_{secrets.token_urlsafe(32)}"
+
+
+class Admin:
+    """All of them. Each asks who it is: raises Failure (permission_denied) for those who are no admin."""
+
+    def __init__(
+        self,
+        store: CatalogStore,
+        *,
+        validate: Callable[[dict[str, Any]], Awaitable[None]],
+        refresh: Callable[[], Awaitable[None]],
+        clock: Clock,
+        ids: Ids,
+        secret: Callable[[], str] = new_secret,
+    ) -> None:
+        """`validate(tenants)` raises Failure (invalid_request), naming the field; `refresh` takes over what the store
+        holds (`Following.refresh`); `secret` makes a key's text."""
+        self._store = store
+        self._validate = validate
+        self._refresh = refresh
+        self._clock = clock
+        self._ids = ids
+        self._secret = secret
+        self._one_at_a_time = asyncio.Lock()
+
+    # --- levels ------------------------------------------------------------------------------------------------------
+
+    async def list_levels(self, context: Context, parent: str, size: int = 0, token: str = "") -> Page[Level]:
+        """The levels right below `parent`, by name; below the empty one lie the tenants. Raises Failure."""
+        path = level_path(parent, "parent") if parent else ()
+        root = await self._root(context)
+        later = [found for found in tree.children(tree.find(root, path), path) if name_of(found[0]) > token]
+        most = _size(size)
+        page = [tree.shown(node, below) for below, node in later[:most]]
+        return Page(page, page[-1].name if len(later) > most else "")
+
+    async def get_level(self, context: Context, name: str) -> Level:
+        """The level of that name. Raises Failure."""
+        path = level_path(name)
+        return tree.shown(tree.find(await self._root(context), path), path)
+
+    async def create_level(self, context: Context, name: str, changes: Changes) -> Level:
+        """A new level, below one that is there. Raises Failure."""
+        path = level_path(name)
+        _check_changes(changes)
+        root = await self._change(
+            context, "CreateLevel", name, lambda root: tree.add(root, path, tree.changed({}, changes))
+        )
+        return tree.shown(tree.find(root, path), path)
+
+    async def update_level(self, context: Context, name: str, changes: Changes, etag: str = "") -> Level:
+        """Other settings of a level; with an `etag`, if it is that of the level still. Raises Failure."""
+        path = level_path(name)
+        _check_changes(changes)
+
+        def edit(root: Node) -> Node:
+            _check_etag(tree.find(root, path), etag)
+            return tree.put(root, path, lambda node: tree.changed(node, changes))
+
+        root = await self._change(context, "UpdateLevel", name, edit)
+        return tree.shown(tree.find(root, path), path)
+
+    async def delete_level(self, context: Context, name: str, etag: str = "", *, force: bool = False) -> None:
+        """Removes a level, with its keys; with `force`, all that is below it, too. Raises Failure."""
+        path = level_path(name)
+
+        def edit(root: Node) -> Node:
+            node = tree.find(root, path)
+            _check_etag(node, etag)
+            if not force and tree.children(node, path):
+                raise invalid(f"there are levels below '{name}': delete them first, or set 'force'", "force")
+            return tree.remove(root, path)
+
+        await self._change(context, "DeleteLevel", name, edit)
+
+    # --- keys --------------------------------------------------------------------------------------------------------
+
+    async def list_keys(self, context: Context, parent: str) -> list[Key]:
+        """The keys of an endpoint, as they were issued. Raises Failure."""
+        path = endpoint_path(parent)
+        node = tree.find(await self._root(context), path)
+        return [_shown_key(path, held) for held in node.get(KEYS) or ()]
+
+    async def issue_key(self, context: Context, parent: str, id: str = "", expires: datetime | None = None) -> Issued:
+        """A new key of an endpoint, by this id or one of our own. Raises Failure."""
+        path = endpoint_path(parent)
+        if id:
+            check_id(id, "key_id")
+        self._check_expiry(expires)
+        made, secret = self._new_key(id, expires)
+
+        def edit(root: Node) -> Node:
+            return tree.put(root, path, lambda node: _with_key(node, made))
+
+        await self._change(context, "IssueKey", f"{parent}/{KEYS}/{made['id']}", edit)
+        return Issued(_shown_key(path, made), secret)
+
+    async def rotate_key(
+        self, context: Context, name: str, grace: float = GRACE, id: str = "", expires: datetime | None = None
+    ) -> Issued:
+        """A new key in the place of one, which is good for `grace` seconds more. Raises Failure."""
+        path, old = key_path(name)
+        if not 0 <= grace <= _LONGEST:
+            raise invalid("invalid 'grace': expected 0 seconds or more, ten years at most", "grace")
+        if id:
+            check_id(id, "key_id")
+        self._check_expiry(expires)
+        made, secret = self._new_key(id, expires)
+        end = self._now() + timedelta(seconds=grace)
+
+        def retire(held: Node) -> Node:
+            if held.get("revoked") or _past(held, self._now()):
+                raise invalid(f"'{name}' is no longer good: issue a new key instead", "name")
+            was = _expiry(held)
+            return {**held, "expires": _text(end if was is None else min(was, end))}
+
+        def edit(root: Node) -> Node:
+            return tree.put(root, path, lambda node: _with_key(_with_other_key(node, name, old, retire), made))
+
+        await self._change(context, "RotateKey", name, edit)
+        return Issued(_shown_key(path, made), secret)
+
+    async def revoke_key(self, context: Context, name: str) -> Key:
+        """A key that is good no more, from now on. Raises Failure."""
+        path, id = key_path(name)
+
+        def edit(root: Node) -> Node:
+            def revoked(held: Node) -> Node:
+                return {**held, "revoked": True}
+
+            return tree.put(root, path, lambda node: _with_other_key(node, name, id, revoked))
+
+        root = await self._change(context, "RevokeKey", name, edit)
+        held = next(held for held in tree.find(root, path)[KEYS] if held.get("id") == id)
+        return _shown_key(path, held)
+
+    async def delete_key(self, context: Context, name: str) -> None:
+        """Removes a key, that is good no more then, from the list. Raises Failure."""
+        path, id = key_path(name)
+        await self._change(
+            context, "DeleteKey", name, lambda root: tree.put(root, path, lambda node: _without_key(node, name, id))
+        )
+
+    # --- the log -----------------------------------------------------------------------------------------------------
+
+    async def audit(self, context: Context, size: int = 0, token: str = "") -> Page[AuditEntry]:
+        """What was asked for, the newest first. Raises Failure."""
+        _check_admin(context)
+        found, more = await self._store.entries(_size(size), token)
+        return Page(found, more)
+
+    # --- how ---------------------------------------------------------------------------------------------------------
+
+    async def _root(self, context: Context) -> Node:
+        _check_admin(context)
+        return {"tenants": (await self._store.load()).tenants}
+
+    async def _change(self, context: Context, method: str, resource: str, edit: Edit) -> Node:
+        """Makes a change and logs what became of it. Gives the tree as it is then."""
+        _check_admin(context)
+        entry = AuditEntry(
+            time=self._clock.time(),
+            actor=context.principal.key_id,
+            method=method,
+            resource=resource,
+            before=0,
+            after=0,
+            request_id=context.request_id,
+        )
+        try:
+            async with self._one_at_a_time:
+                document, entry = await self._save(entry, edit)
+        except Failure as failure:
+            await self._log_refused(entry, failure)
+            raise
+        log.info("audit", **msgspec.structs.asdict(entry))
+        await self._take_over()
+        return {"tenants": document.tenants}
+
+    async def _save(self, entry: AuditEntry, edit: Edit) -> tuple[Document, AuditEntry]:
+        for _ in range(_TRIES):
+            held = await self._store.load()
+            tenants = edit({"tenants": held.tenants}).get("tenants") or {}
+            await self._check(tenants, entry.resource)
+            document = Document(held.version + 1, tenants)
+            entry = replace(entry, before=held.version, after=document.version)
+            try:
+                await self._store.save(document, entry)
+            except Conflict:
+                continue
+            return document, entry
+        raise Failure(Kind.OVERLOADED, "too many others change the catalog at the same time", retry_after=1.0)
+
+    async def _check(self, tenants: dict[str, Any], resource: str) -> None:
+        try:
+            await self._validate(tenants)
+        except Failure as failure:
+            if failure.param:  # a place in the catalog; in the level that is changed, one of that
+                failure.param = failure.param.removeprefix(resource.replace("/", ".") + ".")
+            raise
+
+    async def _log_refused(self, entry: AuditEntry, failure: Failure) -> None:
+        """What was refused is refused, whether or not the log can be written."""
+        try:
+            version = (await self._store.load()).version
+            refused = replace(entry, before=version, after=version, outcome=failure.kind.value)
+            await self._store.append(refused)
+        except Failure as other:
+            refused = replace(entry, outcome=failure.kind.value)
+            log.warning("the audit log can't be written", reason=other.message, detail=other.detail)
+        log.info("audit", **msgspec.structs.asdict(refused))
+
+    async def _take_over(self) -> None:
+        """The change is made, whether or not this process can take it over at once: else it follows as others do."""
+        try:
+            await self._refresh()
+        except Failure as failure:
+            log.warning("the change is not in force here yet", reason=failure.message, detail=failure.detail)
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(int(self._clock.time()), UTC)
+
+    def _check_expiry(self, expires: datetime | None) -> None:
+        if expires is not None and expires <= self._now():
+            raise invalid("invalid 'expire_time': expected a time to come", "expire_time")
+
+    def _new_key(self, id: str, expires: datetime | None) -> tuple[Node, str]:
+        secret = self._secret()
+        made: Node = {"id": id or f"k{self._ids.new()[:12]}", "sha256": sha256(secret.encode()).hexdigest()}
+        if expires is not None:
+            made["expires"] = _text(expires)
+        return made, secret
+
+
+def _check_admin(context: Context) -> None:
+    if ADMIN not in context.principal.roles:
+        raise Failure(Kind.PERMISSION_DENIED, "this needs an admin's key (`admin.keys` of the configuration)")
+
+
+def _check_etag(node: Node, etag: str) -> None:
+    if etag and etag != tree.etag(node):
+        raise invalid("invalid 'etag': the level has changed since it was read", "etag")
+
+
+def _check_changes(changes: Changes) -> None:
+    """Nothing would put a variable's value in its place."""
+    if b"${" in msgspec.json.encode(changes):
+        raise invalid("'${' is not taken here: variables are replaced in the configuration file only")
+
+
+def _size(asked: int) -> int:
+    """Of a page. 0: the largest."""
+    if asked < 0:
+        raise invalid("invalid 'page_size': expected at least 0", "page_size")
+    return min(asked or LARGEST_PAGE, LARGEST_PAGE)
+
+
+# --- keys as they are kept -------------------------------------------------------------------------------------------
+
+
+def _with_key(node: Node, made: Node) -> Node:
+    held = node.get(KEYS) or []
+    if any(other.get("id") == made["id"] for other in held):
+        raise invalid(f"there is a key '{made['id']}' already", "key_id")
+    return {**node, KEYS: [*held, made]}
+
+
+def _with_other_key(node: Node, name: str, id: str, change: Callable[[Node], Node]) -> Node:
+    held = node.get(KEYS) or []
+    if not any(other.get("id") == id for other in held):
+        raise tree.missing(name)
+    return {**node, KEYS: [change(other) if other.get("id") == id else other for other in held]}
+
+
+def _without_key(node: Node, name: str, id: str) -> Node:
+    held = node.get(KEYS) or []
+    left = [other for other in held if other.get("id") != id]
+    if len(left) == len(held):
+        raise tree.missing(name)
+    return {**node, KEYS: left}
+
+
+def _shown_key(path: Path, held: Node) -> Key:
+    return Key(
+        name=f"{name_of(path)}/{KEYS}/{held.get('id')}",
+        digest=str(held.get("sha256") or "")[:_SHOWN],
+        expires=_expiry(held),
+        revoked=bool(held.get("revoked")),
+    )
+
+
+def _expiry(held: Node) -> datetime | None:
+    text = held.get("expires")
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError) as error:  # what is held was checked when it was read
+        raise internal(error) from None
+
+
+def _past(held: Node, now: datetime) -> bool:
+    expires = _expiry(held)
+    return expires is not None and expires <= now
+
+
+def _text(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,299 @@
+"""The catalog's store and admin API as the settings have them, `llmg catalog`, and `llmg admin`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+from typer.testing import CliRunner
+
+from llmg.boot.administration import check_catalog, following, make_admin, make_store, translated
+from llmg.boot.cli import app
+from llmg.boot.settings import Settings, with_tenants
+from llmg.boot.system import RandomIds, SystemClock
+from llmg.core.context import ADMIN, SILENT, Context, Principal
+from llmg.core.errors import Failure, Kind
+from llmg.doors.grpc.admin import Administration
+from llmg.doors.grpc.services import Inference, decoder
+from llmg.gatewayapi.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
+from llmg.ports import CatalogStore
+from llmg.routing.catalog import Catalog, Key
+from llmg.services.admin import Admin, Changes, Following, UpstreamChange
+from llmg.services.admission import Admission, Authenticator, digest
+from llmg.stores.catalog_file import FileCatalog
+from llmg.stores.catalog_text import parse
+from llmg.stores.predecessor import PREFIX
+from llmg.stores.redis import Redis
+from llmg.testing.scripted import Scripted
+from support.http import PATIENCE
+from support.redis import redis_server
+
+OPS = Context(
+    id="i", request_id="r", door="grpc", created=0, principal=Principal(key_id="ops", roles=frozenset({ADMIN}))
+)
+PROVIDERS = {"openai": {"kind": "openai", "base_url": "http://127.0.0.1:1/v1"}}
+
+
+def some_settings(**sections: Any) -> Settings:
+    """With one provider, and one model."""
+    model = {"targets": [{"provider": "openai", "model": "m"}]}
+    return Settings(**{"providers": PROVIDERS, "models": {"m": model}, **sections})
+
+
+class InForce:
+    """What a process goes by."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.versions: list[str] = []
+        self.put = asyncio.Event()
+
+    async def apply(self, tenants: Mapping[str, Any], version: str) -> None:
+        """As Reloader.apply_tenants."""
+        self.settings = with_tenants(self.settings, tenants, f"catalog {version}")
+        self.versions.append(version)
+        self.put.set()
+
+
+def administered(process: InForce, store: CatalogStore | None = None) -> tuple[Admin, Following]:
+    """The admin API of a process, and what keeps it at what the store holds."""
+    return make_admin(
+        store=store or make_store(lambda: process.settings),
+        settings=lambda: process.settings,
+        apply=process.apply,
+        clock=SystemClock(),
+        ids=RandomIds(),
+    )
+
+
+async def test_a_change_is_in_force_here_and_in_the_next_process(tmp_path: Path) -> None:
+    settings = some_settings(catalog={"file": tmp_path / "catalog.yaml"})
+    processes = [InForce(settings), InForce(settings)]
+    made = [administered(process) for process in processes]
+    async with following(made[0][1]), following(made[1][1]):
+        processes[1].put.clear()
+        await made[0][0].create_level(OPS, "tenants/acme", Changes(models={"fast": "m"}))
+        assert list(processes[0].settings.tenants) == ["acme"]
+        async with asyncio.timeout(PATIENCE):
+            await processes[1].put.wait()
+        assert list(processes[1].settings.tenants) == ["acme"]
+    assert [process.versions for process in processes] == [["0", "1"], ["0", "1"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        (Changes(models={"fast": "none"}), "models.fast"),
+        (Changes(upstreams={"none": UpstreamChange(base_url="http://a/v1")}), "upstreams.none"),
+        (Changes(limits={"requests_per_minute": 0}), "limits.requests_per_minute"),
+        (Changes(alias="a"), "alias"),
+    ],
+)
+async def test_what_the_configuration_would_refuse_is_refused(tmp_path: Path, changes: Changes, param: str) -> None:
+    settings = some_settings(catalog={"file": tmp_path / "catalog.yaml"})
+    store = make_store(lambda: settings)
+    admin, _ = administered(InForce(settings), store)
+    with pytest.raises(Failure, match=r"the catalog would not hold: tenants\.acme") as failed:
+        await admin.create_level(OPS, "tenants/acme", changes)
+    assert (failed.value.kind, failed.value.param) == (Kind.INVALID_REQUEST, param)
+    assert (await store.load()).version == 0
+
+
+async def test_a_catalog_that_cannot_be_used_is_none_to_start_with(tmp_path: Path) -> None:
+    file = tmp_path / "catalog.yaml"
+    file.write_text("tenants: {acme: {models: {fast: none}}}")
+    settings = some_settings(catalog={"file": file})
+    _, follow = administered(InForce(settings))
+    with pytest.raises(Failure, match="fast"):
+        async with following(follow):
+            raise AssertionError("it has begun")
+
+
+async def test_the_configuration_s_own_tenants_are_shown_without_secrets() -> None:
+    key = {"id": "k", "key": "web-key-0123456789", "expires": "2999-01-01T00:00:00Z"}
+    web = {"alias": "web", "keys": [key], "limits": {"max_concurrent": 2}}
+    acme = {
+        "models": {"fast": "m", "own": {"targets": [{"provider": "openai", "model": "x"}]}},
+        "upstreams": {"openai": {"api_key": "sk-secret-secret", "headers": {"x-a": "h-secret"}}},
+        "teams": {"t": {"groups": {"g": {"endpoints": {"web": web}}}}},
+    }
+    settings = some_settings(tenants={"acme": acme})
+    process = InForce(settings)
+    store = make_store(lambda: settings)
+    admin, follow = administered(process, store)
+    async with following(follow):
+        level = await admin.get_level(OPS, "tenants/acme")
+        [shown] = await admin.list_keys(OPS, "tenants/acme/teams/t/groups/g/endpoints/web")
+    held = str(await store.load())
+    assert "secret" not in held
+    assert key["key"] not in held
+    assert level.models["fast"] == "m"
+    assert (level.upstreams["openai"].has_api_key, level.upstreams["openai"].headers) == (True, ("x-a",))
+    assert shown.digest == sha256(key["key"].encode()).hexdigest()[:8]
+    assert process.versions == []
+    with pytest.raises(Failure, match="edit it there"):
+        await admin.delete_level(OPS, "tenants/acme", force=True)
+
+
+def test_what_is_wrong_is_one_failure_with_a_few_of_the_problems() -> None:
+    tenants = {f"t{number}": {"models": {"fast": "none"}} for number in range(8)}
+    with pytest.raises(Failure, match=r"and 3 more") as failed, translated():
+        check_catalog(some_settings(), tenants)
+    assert failed.value.param is not None
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def llmg(*words: str) -> tuple[int, str, str]:
+    """The exit code, and what was said where."""
+    result = CliRunner().invoke(app, list(words))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_new_key_and_what_stands_for_it() -> None:
+    code, said, _ = llmg("catalog", "new-key")
+    found = re.fullmatch(r"key:    (\S+)\nsha256: ([0-9a-f]{64})\n", said)
+    assert code == 0
+    assert found is not None
+    assert sha256(found[1].encode()).hexdigest() == found[2]
+
+
+def test_the_predecessor_s_redis_is_printed_as_a_catalog_that_holds() -> None:
+    endpoint = {
+        "tenant": {"id": "acme"},
+        "team": {"id": "search"},
+        "group": {"id": "prod"},
+        "id": "web",
+        "alias": "web-prod",
+        "apiKey": "sk-web",
+    }
+    upstream = {"openai": {"weight": 2, "base_url": "http://web/v1", "api_key": "up"}}
+
+    async def run() -> tuple[int, str, str]:
+        async with redis_server() as server:
+            redis = Redis(server.url)
+            await redis.client.set(f"{PREFIX}api_key:sk-web", json.dumps(endpoint))
+            await redis.client.set(f"{PREFIX}upstream:tenant:acme", json.dumps(upstream))
+            await redis.aclose()
+            return await asyncio.to_thread(llmg, "catalog", "import", "--redis", server.url)
+
+    code, said, told = asyncio.run(run())
+    assert (code, told) == (
+        0,
+        "note: tenants/acme: the upstream's weight is left out: targets of a model have weights\n",
+    )
+    tenants = parse(said.encode())
+    check_catalog(some_settings(), tenants)
+    assert tenants["acme"]["upstreams"] == {"openai": {"base_url": "http://web/v1", "api_key": "up"}}
+    assert "sk-web" not in said
+
+
+FILE = "tenants: [{id: acme, teams: [{id: t, groups: [{id: g, endpoints: [{id: web, api_key: sk-web}]}]}]}]"
+
+
+def test_the_predecessor_s_file_is_saved_where_the_configuration_says(tmp_path: Path) -> None:
+    catalog, config, theirs = tmp_path / "catalog.yaml", tmp_path / "config.yaml", tmp_path / "theirs.yaml"
+    config.write_text(json.dumps({"providers": PROVIDERS, "catalog": {"file": str(catalog)}}))
+    theirs.write_text(FILE)
+    command = ("catalog", "import", "--file", str(theirs), "--save", "-c", str(config))
+    code, said, _ = llmg(*command)
+    assert (code, said) == (0, "saved: version 1, tenants: 1\n")
+    held = asyncio.run(FileCatalog(catalog).load())
+    assert list(held.tenants["acme"]["teams"]["t"]["groups"]["g"]["endpoints"]) == ["web"]
+    code, _, told = llmg(*command)
+    assert (code, told.splitlines()[-1]) == (
+        1,
+        "there are tenants in the catalog already: say --replace to lose them",
+    )
+    code, said, _ = llmg(*command, "--replace")
+    assert (code, said) == (0, "saved: version 2, tenants: 1\n")
+    entries, _ = asyncio.run(FileCatalog(catalog).entries(10, ""))
+    assert [(e.actor, e.method, e.after) for e in entries] == [
+        ("llmg catalog import", "Import", 2),
+        ("llmg catalog import", "Import", 1),
+    ]
+
+
+async def test_the_api_of_a_running_gateway(tmp_path: Path) -> None:
+    settings = some_settings(catalog={"file": tmp_path / "catalog.yaml"}, admin={"keys": {"ops": "ops-key-0123456789"}})
+    admin, _ = administered(InForce(settings))
+    known = {digest("ops-key-0123456789"): Key(OPS.principal)}
+    admission = Admission(Authenticator(lambda: Catalog(keys=known), SystemClock()), SystemClock(), RandomIds(), SILENT)
+    server = grpc.aio.server()
+    servicer = Administration(Inference(Scripted([]), admission), admin)
+    add_AdminServiceServicer_to_server(servicer, server, decoder)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    at = ("admin", "--address", f"127.0.0.1:{port}")
+
+    async def run(*words: str, key: str = "ops-key-0123456789") -> Any:
+        with capture_logs():  # the gateway's own, which would be in what the command says
+            code, said, told = await asyncio.to_thread(llmg, *at, "--key", key, *words)
+        return json.loads(said) if code == 0 else (code, told)
+
+    web = "tenants/acme/teams/t/groups/g/endpoints/web"
+    try:
+        await run("create", "tenants/acme", '{"labels": {"env": "prod"}, "limits": {"maxConcurrent": 2}}')
+        for name in ("tenants/acme/teams/t", "tenants/acme/teams/t/groups/g", web):
+            assert (await run("create", name))["level"]["name"] == name
+        changed = (await run("set", "tenants/acme", '{"models": {"fast": "m"}}', "--clear", "limits"))["level"]
+        assert (changed["models"], changed["labels"], "limits" in changed) == ({"fast": "m"}, {"env": "prod"}, False)
+        assert (await run("show", "tenants/acme"))["level"] == changed
+        assert [level["name"] for level in (await run("levels"))["levels"]] == ["tenants/acme"]
+        issued = await run("issue-key", web, "--id", "k1", "--expires", "2999-01-01T00:00:00Z")
+        assert issued["key"]["expireTime"] == "2999-01-01T00:00:00Z"
+        assert (await run("rotate-key", f"{web}/keys/k1", "--id", "k2", "--grace", "60"))["secret"] != issued["secret"]
+        assert (await run("revoke-key", f"{web}/keys/k2"))["key"]["revoked"]
+        await run("delete-key", f"{web}/keys/k1")
+        assert [key["name"] for key in (await run("keys", web))["keys"]] == [f"{web}/keys/k2"]
+        assert await run("set", "tenants/acme", "--etag", "x") == (
+            1,
+            "invalid 'etag': the level has changed since it was read (INVALID_ARGUMENT)\n",
+        )
+        assert await run("levels", key="x") == (1, "the API key is not valid (UNAUTHENTICATED)\n")
+        assert (await run("create", "tenants/b", '{"nonsense": 1}'))[0] == 2
+        assert (await run("create", "tenants/b", "[]"))[0] == 2
+        assert (await run("create", "tenants/b", "{"))[0] == 2
+        await run("delete", "tenants/acme", "--force")
+        entry = (await run("log", "--size", "1"))["entries"]
+        assert [(e["actor"], e["method"], e["resource"]) for e in entry] == [("ops", "DeleteLevel", "tenants/acme")]
+    finally:
+        await server.stop(0)
+    code, told = await run("levels")
+    assert (code, "(UNAVAILABLE)" in told) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "expected either --redis or --file"),
+        (("--redis", "http://:secret@a"), "--redis: expected a URL such as redis://127.0.0.1:6379/0"),
+        (("--redis", "redis://127.0.0.1:1/0"), "--redis: it can't be read"),
+        (("--file", "none.yaml"), "none.yaml: can't be read: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_imported_says_why(words: tuple[str, ...], said: str) -> None:
+    code, _, told = llmg("catalog", "import", *words)
+    assert code in (1, 2)
+    assert said in told
+    assert "secret" not in told
+
+
+def test_what_would_not_hold_is_not_saved(tmp_path: Path) -> None:
+    catalog, config, theirs = tmp_path / "catalog.yaml", tmp_path / "config.yaml", tmp_path / "theirs.yaml"
+    config.write_text(json.dumps({"providers": PROVIDERS, "catalog": {"file": str(catalog)}}))
+    theirs.write_text("tenants: [{id: acme, upstream: {openai: {base_url: 'http://a/v1'}}}]")
+    command = ("catalog", "import", "--file", str(theirs), "--save", "-c", str(config), "--provider", "azure")
+    code, _, told = llmg(*command)
+    assert code == 1
+    assert "tenants.acme.upstreams.azure" in told
+    assert not catalog.exists()

@@ -1,0 +1,104 @@
+"""`llmg routes explain`, as its users run it: by a gateway, or by a configuration alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from boot.conftest import ROOT, Serve
+from boot.test_cli import BOTH, WAYS, llmg, where, write
+from support.gateway import ECHO
+
+TIERED: dict[str, Any] = {
+    "providers": {"echo": {"kind": "echo"}, "openai": {"kind": "openai", "base_url": "http://127.0.0.1:9/v1"}},
+    "models": {
+        "smart": {
+            "policy": {"kind": "priority", "tiers": ["lowest_cost", "least_busy"]},
+            "targets": [
+                {"provider": "echo", "model": "a", "price": {"input": 2, "output": 2}, "region": "eu"},
+                {"provider": "openai", "model": "b", "price": {"input": 1, "output": 1}, "weight": 2},
+                {"provider": "echo", "model": "c", "priority": 1, "context_window": 2, "labels": {"gpu": "l4"}},
+            ],
+            "fallbacks": ["spare"],
+        },
+        "spare": {"targets": [{"provider": "echo", "model": "d"}]},
+    },
+}
+KEY = "key-" + "a" * 20
+
+
+def test_by_a_configuration_alone(tmp_path: Path) -> None:
+    words = ("routes", "explain", "smart", "Hello there", "-c", write(tmp_path, TIERED))
+    done = llmg(*words, directory=tmp_path, COLUMNS="160")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in done.stdout.splitlines() if "│" in line]
+    assert rows == [
+        [
+            "1",
+            "openai/b",
+            "weight 2, 1 / 1 USD per million",
+            "tier 0, lowest_cost: cost 0.00051 USD, 0 in flight / weight 2",
+        ],
+        ["2", "echo/a", "2 / 2 USD per million, eu", "tier 0, lowest_cost: cost 0.001 USD, 0 in flight / weight 1"],
+        ["-", "echo/c", "2 tokens, gpu=l4", "its context window of 2 tokens is too small for about 2"],
+        ["3", "echo/d", "credit with this turn's weight of 1"],
+    ]
+    assert [line.strip() for line in done.stdout.splitlines() if "(" in line] == [
+        "smart (priority)",
+        "spare (weighted)",
+    ]
+
+
+def test_as_json(tmp_path: Path) -> None:
+    words = ("routes", "explain", "echo/anything", "--json", "-c", write(tmp_path, TIERED))
+    told = json.loads(llmg(*words, directory=tmp_path).stdout)
+    assert told["model"] == "echo/anything"
+    (stage,) = told["stages"]
+    assert stage["policy"] == "direct"
+    assert [(one["provider"], one["model"], one["place"]) for one in stage["targets"]] == [("echo", "anything", 1)]
+
+
+def test_a_model_that_does_not_exist(tmp_path: Path) -> None:
+    done = llmg("routes", "explain", "nope", "-c", write(tmp_path, TIERED), directory=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "the model 'nope' does not exist\n")
+
+
+async def explain(*words: str) -> tuple[int, str, str]:
+    """On a thread: what it talks to may be on this one."""
+    done = await asyncio.to_thread(llmg, "routes", "explain", *words, directory=ROOT)
+    return done.returncode, done.stdout, done.stderr
+
+
+@BOTH
+async def test_by_a_gateway(serve: Serve, way: str) -> None:
+    gateway = await serve({**TIERED, "keys": {"app": KEY}})
+    there = (*WAYS[way], "--url", where(gateway, way))
+    code, out, err = await explain("smart", "--json", "--api-key", KEY, *there)
+    assert (code, err) == (0, "")
+    targets = [one for stage in json.loads(out)["stages"] for one in stage["targets"]]
+    assert [(one["model"], one.get("place")) for one in targets] == [("b", 1), ("a", 2), ("c", 3), ("d", 4)]
+    assert targets[0]["price"] == {"input": 1.0, "output": 1.0}
+    code, out, err = await explain("nope", "--api-key", KEY, *there)
+    assert (code, out, err) == (1, "", "the model 'nope' does not exist\n")
+    code, out, err = await explain("smart", "--api-key", "other", *there)
+    assert (code, out) == (1, "")
+    assert "the API key is not valid" in err
+
+
+@BOTH
+async def test_where_no_gateway_is(serve: Serve, way: str) -> None:
+    gateway = await serve(ECHO, "--door", "websocket")
+    code, out, err = await explain("m", *WAYS[way], "--url", "http://{}:{}".format(*gateway.address))
+    assert (code, out) == (1, "")
+    assert err
+
+
+@pytest.mark.parametrize("url", ["http://", "ftp://a"])
+def test_an_address_that_is_none(tmp_path: Path, url: str) -> None:
+    done = llmg("routes", "explain", "m", "--url", url, directory=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("--url: ")

@@ -1,0 +1,458 @@
+"""The admin API by gRPC, by the gateway's REST, and by GraphQL, over one catalog in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from strawberry.schema.config import StrawberryConfig
+
+from llmg.boot.container import Draining
+from llmg.boot.serve import listen
+from llmg.core.context import ADMIN, SILENT, Principal
+from llmg.core.errors import Failure, Kind, invalid
+from llmg.doors.gateway.app import make_gateway
+from llmg.doors.gateway.inprocess import InProcess
+from llmg.doors.graphql.admin import AdminMutation, AdminQuery
+from llmg.doors.graphql.asking import Asking
+from llmg.doors.graphql.asking import Gateway as GraphQLGateway
+from llmg.doors.graphql.scalars import SCALARS
+from llmg.doors.graphql.schema import Schema
+from llmg.doors.grpc.admin import Administration
+from llmg.doors.grpc.served import handlers
+from llmg.doors.grpc.services import Inference, decoder
+from llmg.doors.http.server import HttpServer
+from llmg.gatewayapi.v1 import admin_pb2 as pb
+from llmg.gatewayapi.v1.admin_pb2_grpc import AdminServiceStub, add_AdminServiceServicer_to_server
+from llmg.services.admin import Admin, Following
+from llmg.services.admission import Admission
+from llmg.stores.catalog_file import FileCatalog
+from llmg.testing.clocks import FakeClock
+from llmg.testing.ids import CountingIds
+from llmg.testing.scripted import Scripted
+from llmg.wire.transcoding.bindings import bindings
+from support.doors import refusal, some_models
+from support.gateway import Gateway
+from support.http import Response
+
+DESCRIPTOR = pb.DESCRIPTOR.services_by_name["AdminService"]
+WEB = "tenants/acme/teams/search/groups/prod/endpoints/web"
+ABOVE = ("tenants/acme", "tenants/acme/teams/search", "tenants/acme/teams/search/groups/prod", WEB)
+OPS = "ops-key-0123456789"
+NOBODY = "other-key-0123456789"
+
+
+class Known:
+    """Knows an administrator, and somebody who is none."""
+
+    def authenticate(self, key: str | None, /) -> Principal:
+        """See Authenticator."""
+        if key == OPS:
+            return Principal(key_id="ops", roles=frozenset({ADMIN}))
+        if key == NOBODY:
+            return Principal(key_id="nobody")
+        raise Failure(Kind.UNAUTHENTICATED, "the API key is not valid")
+
+
+class World:
+    """The use cases, and what the doors need besides."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = FileCatalog(path)
+        self.applied: list[int] = []
+        self.clock = FakeClock()
+        following = Following(self.store, self._apply)
+        self.admin = Admin(
+            self.store, validate=self._validate, refresh=following.refresh, clock=self.clock, ids=CountingIds()
+        )
+        self.admission = Admission(Known(), self.clock, CountingIds(), SILENT)
+
+    def inference(self, door: str) -> Inference:
+        """Of a door."""
+        return Inference(Scripted([]), self.admission, door)
+
+    async def _apply(self, tenants: dict[str, Any], version: int) -> None:
+        self.applied.append(version)
+
+    async def _validate(self, tenants: dict[str, Any]) -> None:
+        if "bad" in (tenants.get("acme", {}).get("models") or {}):
+            raise invalid("there is no model 'x'", "tenants.acme.models.bad")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """An empty catalog."""
+    return World(tmp_path / "catalog.yaml")
+
+
+# --- gRPC ------------------------------------------------------------------------------------------------------------
+
+
+class Client:
+    """A stub whose calls show a key."""
+
+    def __init__(self, channel: grpc.aio.Channel, key: str) -> None:
+        self._stub: Any = AdminServiceStub(channel)
+        self._metadata = (("authorization", f"Bearer {key}"),)
+
+    async def __call__(self, method: str, request: Any) -> Any:
+        return await getattr(self._stub, method)(request, metadata=self._metadata)
+
+    async def make_web(self) -> None:
+        """An endpoint, with all above it."""
+        for name in ABOVE:
+            await self("CreateLevel", pb.CreateLevelRequest(level=pb.Level(name=name)))
+
+
+@asynccontextmanager
+async def by_grpc(world: World, key: str = OPS) -> AsyncIterator[Client]:
+    """A real server, and a client."""
+    server = grpc.aio.server()
+    add_AdminServiceServicer_to_server(Administration(world.inference("grpc"), world.admin), server, decoder)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield Client(channel, key)
+    finally:
+        await server.stop(0)
+
+
+async def test_a_level_by_grpc(world: World) -> None:
+    level = pb.Level(
+        name="tenants/acme",
+        allow=pb.AllowList(models=["a", "openai/*"]),
+        upstreams={"up": pb.UpstreamOverride(base_url="http://a/v1", api_key="sk-secret", headers={"x-a": "h-secret"})},
+        limits=pb.LevelLimits(requests_per_minute=60),
+        labels={"env": "prod"},
+    )
+    level.models.update({"fast": "a", "smart": {"targets": [{"provider": "up", "model": "m", "weight": 2.5}]}})
+    async with by_grpc(world) as call:
+        made = (await call("CreateLevel", pb.CreateLevelRequest(level=level))).level
+        got = (await call("GetLevel", pb.GetLevelRequest(name="tenants/acme"))).level
+    assert got == made
+    assert "secret" not in str(got)
+    override = got.upstreams["up"]
+    assert (override.has_api_key, list(override.header_names), override.base_url) == (True, ["x-a"], "http://a/v1")
+    assert (list(got.allow.models), got.limits.requests_per_minute, dict(got.labels)) == (
+        ["a", "openai/*"],
+        60,
+        {"env": "prod"},
+    )
+    assert not got.limits.HasField("tokens_per_minute")
+    assert (await world.store.load()).tenants["acme"] == {
+        "allow": ["a", "openai/*"],
+        "models": {"fast": "a", "smart": {"targets": [{"provider": "up", "model": "m", "weight": 2.5}]}},
+        "upstreams": {"up": {"base_url": "http://a/v1", "api_key": "sk-secret", "headers": {"x-a": "h-secret"}}},
+        "limits": {"requests_per_minute": 60},
+        "labels": {"env": "prod"},
+    }
+
+
+async def test_numbers_of_a_model_stay_whole(world: World) -> None:
+    level = pb.Level(name="tenants/acme")
+    level.models.update({"m": {"targets": [{"weight": 3, "tools": True, "context_window": None}]}})
+    async with by_grpc(world) as call:
+        await call("CreateLevel", pb.CreateLevelRequest(level=level))
+    [target] = (await world.store.load()).tenants["acme"]["models"]["m"]["targets"]
+    assert [(name, type(value)) for name, value in sorted(target.items())] == [
+        ("context_window", type(None)),
+        ("tools", bool),
+        ("weight", int),
+    ]
+
+
+async def test_a_change_by_grpc_is_of_what_is_given_or_named(world: World) -> None:
+    async with by_grpc(world) as call:
+        level = pb.Level(name="tenants/acme", labels={"a": "b"}, allow=pb.AllowList())
+        await call("CreateLevel", pb.CreateLevelRequest(level=level))
+        change = pb.Level(name="tenants/acme", limits=pb.LevelLimits(max_concurrent=2))
+        changed = (await call("UpdateLevel", pb.UpdateLevelRequest(level=change))).level
+        assert dict(changed.labels) == {"a": "b"}
+        assert changed.HasField("allow")  # and nothing may be asked for
+        assert list(changed.allow.models) == []
+        mask = FieldMask(paths=["labels", "allow"])
+        changed = (await call("UpdateLevel", pb.UpdateLevelRequest(level=change, update_mask=mask))).level
+        assert (dict(changed.labels), changed.HasField("allow"), changed.limits.max_concurrent) == ({}, False, 2)
+
+
+async def test_keys_by_grpc(world: World) -> None:
+    async with by_grpc(world) as call:
+        await call.make_web()
+        end = datetime.fromtimestamp(world.clock.time() + 3600, UTC)
+        first = await call("IssueKey", pb.IssueKeyRequest(parent=WEB, key_id="k1", expire_time=end))
+        assert first.secret.startswith("llmg_")
+        assert first.key.expire_time.ToDatetime(UTC) == end
+        rotate = pb.RotateKeyRequest(name=f"{WEB}/keys/k1", grace=Duration(seconds=60), key_id="k2")
+        second = await call("RotateKey", rotate)
+        assert second.key.name == f"{WEB}/keys/k2"
+        revoked = (await call("RevokeKey", pb.RevokeKeyRequest(name=second.key.name))).key
+        assert revoked.revoked
+        found = (await call("ListKeys", pb.ListKeysRequest(parent=WEB))).keys
+        assert [(key.name.rpartition("/")[2], key.revoked) for key in found] == [("k1", False), ("k2", True)]
+        assert found[0].expire_time.seconds == int(world.clock.time()) + 60
+        await call("DeleteKey", pb.DeleteKeyRequest(name=second.key.name))
+        assert [key.name for key in (await call("ListKeys", pb.ListKeysRequest(parent=WEB))).keys] == [f"{WEB}/keys/k1"]
+
+
+async def test_levels_and_the_log_in_pages_by_grpc(world: World) -> None:
+    async with by_grpc(world) as call:
+        for name in ("c", "a", "b"):
+            await call("CreateLevel", pb.CreateLevelRequest(level=pb.Level(name=f"tenants/{name}")))
+        first = await call("ListLevels", pb.ListLevelsRequest(page_size=2))
+        rest = await call("ListLevels", pb.ListLevelsRequest(page_token=first.next_page_token))
+        assert [level.name for level in (*first.levels, *rest.levels)] == ["tenants/a", "tenants/b", "tenants/c"]
+        newest = await call("ListAuditEntries", pb.ListAuditEntriesRequest(page_size=1))
+        older = await call("ListAuditEntries", pb.ListAuditEntriesRequest(page_token=newest.next_page_token))
+    [entry] = newest.entries
+    assert (entry.actor, entry.method, entry.resource, entry.outcome) == ("ops", "CreateLevel", "tenants/b", "ok")
+    assert (entry.version_before, entry.version_after, entry.time.seconds) == (2, 3, int(world.clock.time()))
+    assert [e.version_after for e in older.entries] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "kind", "field"),
+    [
+        ("GetLevel", pb.GetLevelRequest(name="acme"), Kind.INVALID_REQUEST, "name"),
+        ("GetLevel", pb.GetLevelRequest(name="tenants/none"), Kind.NOT_FOUND, "name"),
+        ("CreateLevel", pb.CreateLevelRequest(), Kind.INVALID_REQUEST, "level.name"),
+        (
+            "UpdateLevel",
+            pb.UpdateLevelRequest(level=pb.Level(name=WEB), update_mask=FieldMask(paths=["keys"])),
+            Kind.INVALID_REQUEST,
+            "update_mask",
+        ),
+        ("UpdateLevel", pb.UpdateLevelRequest(level=pb.Level(name=WEB, etag="x")), Kind.INVALID_REQUEST, "level.etag"),
+        ("DeleteLevel", pb.DeleteLevelRequest(name="tenants/acme"), Kind.INVALID_REQUEST, "force"),
+        ("IssueKey", pb.IssueKeyRequest(parent="tenants/acme"), Kind.INVALID_REQUEST, "parent"),
+        (
+            "IssueKey",
+            pb.IssueKeyRequest(parent=WEB, expire_time={"seconds": -(10**12)}),
+            Kind.INVALID_REQUEST,
+            "expire_time",
+        ),
+        ("RotateKey", pb.RotateKeyRequest(name=f"{WEB}/keys/k"), Kind.NOT_FOUND, "name"),
+        ("ListLevels", pb.ListLevelsRequest(page_size=-1), Kind.INVALID_REQUEST, "page_size"),
+        ("ListAuditEntries", pb.ListAuditEntriesRequest(page_token="x"), Kind.INVALID_REQUEST, "page_token"),
+    ],
+)
+async def test_what_grpc_refuses_names_the_field(
+    world: World, method: str, request_: Any, kind: Kind, field: str
+) -> None:
+    async with by_grpc(world) as call:
+        await call.make_web()
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call(method, request_)
+    told = refusal(failed.value)
+    assert (told.kind, told.field) == (kind, field)
+
+
+async def test_a_mistake_in_a_setting_is_told_in_the_message_s_terms(world: World) -> None:
+    level = pb.Level(name="tenants/acme")
+    level.models.update({"bad": "x"})
+    async with by_grpc(world) as call:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call("CreateLevel", pb.CreateLevelRequest(level=level))
+    assert refusal(failed.value).field == "level.models.bad"
+
+
+@pytest.mark.parametrize(("key", "kind"), [(NOBODY, Kind.PERMISSION_DENIED), ("x", Kind.UNAUTHENTICATED)])
+async def test_who_may_not_by_grpc(world: World, key: str, kind: Kind) -> None:
+    async with by_grpc(world, key) as call:
+        for method in DESCRIPTOR.methods:
+            request = getattr(pb, f"{method.name}Request")()
+            for name in ("name", "parent"):
+                if name in request.DESCRIPTOR.fields_by_name and method.name != "ListLevels":
+                    setattr(
+                        request,
+                        name,
+                        f"{WEB}/keys/k" if method.name in ("RotateKey", "RevokeKey", "DeleteKey") else WEB,
+                    )
+            if "level" in request.DESCRIPTOR.fields_by_name:
+                request.level.name = WEB
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await call(method.name, request)
+            assert refusal(failed.value).kind is kind
+    assert (await world.store.load()).version == 0
+
+
+# --- the gateway -----------------------------------------------------------------------------------------------------
+
+
+class Rest(Gateway):
+    """A client of the gateway that shows a key, and sends and takes JSON."""
+
+    async def call(self, method: str, path: str, body: Any = None) -> Any:
+        """The answer's body. Asserts that all went well."""
+        response = await self.send(method, path, body)
+        assert response.status == 200, response.body
+        return json.loads(response.body)
+
+    async def send(self, method: str, path: str, body: Any = None) -> Response:
+        """The answer."""
+        headers = {"authorization": f"Bearer {OPS}", "content-type": "application/json"}
+        return await self.ask(method, path, b"" if body is None else json.dumps(body).encode(), headers)
+
+
+@asynccontextmanager
+async def by_rest(world: World) -> AsyncIterator[Rest]:
+    """The gateway before the service alone."""
+    upstream = InProcess(handlers(world.inference("gateway"), some_models(()), world.admin), world.admission)
+    server = HttpServer(
+        make_gateway(upstream=upstream, bindings=bindings([DESCRIPTOR])),
+        max_headers=1 << 16,
+        header_timeout=10.0,
+        body_timeout=10.0,
+        keep_alive=10.0,
+        backlog=16,
+        access_log=False,
+        draining=Draining(),
+    )
+    listener = listen(("127.0.0.1", 0), 16)
+    await server.start(listener)
+    try:
+        yield Rest(listener.getsockname())
+    finally:
+        await server.drain(0)
+
+
+async def test_the_admin_api_as_rest(world: World) -> None:
+    async with by_rest(world) as rest:
+        for name in ABOVE:
+            await rest.call("POST", f"/api/v1/{name}", {})
+        settings = {"models": {"fast": "a"}, "limits": {"requestsPerMinute": "60"}, "allow": {"models": ["a"]}}
+        level = await rest.call("PATCH", "/api/v1/tenants/acme", settings)
+        assert (level["models"], level["allow"], level["limits"]["requestsPerMinute"]) == (
+            {"fast": "a"},
+            {"models": ["a"]},
+            "60",
+        )
+        assert await rest.call("GET", "/api/v1/tenants/acme") == level
+        level = await rest.call("PATCH", "/api/v1/tenants/acme?updateMask=models,allow", {})
+        assert ("models" in level, "allow" in level, "limits" in level) == (False, False, True)
+        listed = await rest.call("GET", "/api/v1/tenants")
+        assert [one["name"] for one in listed["levels"]] == ["tenants/acme"]
+        below = await rest.call("GET", "/api/v1/tenants/acme/teams/search/groups/prod:levels")
+        assert [one["name"] for one in below["levels"]] == [WEB]
+        issued = await rest.call("POST", f"/api/v1/{WEB}:issueKey", {"keyId": "k1"})
+        assert (issued["key"]["name"], issued["secret"][:5]) == (f"{WEB}/keys/k1", "llmg_")
+        rotated = await rest.call("POST", f"/api/v1/{WEB}/keys/k1:rotateKey", {"grace": "60s", "keyId": "k2"})
+        revoked = await rest.call("POST", f"/api/v1/{rotated['key']['name']}:revokeKey", {})
+        assert revoked["revoked"] is True
+        keys = (await rest.call("GET", f"/api/v1/{WEB}:keys"))["keys"]
+        assert [key["name"].rpartition("/")[2] for key in keys] == ["k1", "k2"]
+        await rest.call("POST", f"/api/v1/{WEB}/keys/k2:deleteKey", {})
+        refused = await rest.send("DELETE", "/api/v1/tenants/acme")
+        assert (refused.status, json.loads(refused.body)["errors"][0]["source"]) == (400, {"parameter": "force"})
+        await rest.call("DELETE", "/api/v1/tenants/acme?force=true")
+        entries = (await rest.call("GET", "/api/v1/auditEntries?pageSize=2"))["entries"]
+        assert [(entry["method"], entry["outcome"]) for entry in entries] == [
+            ("DeleteLevel", "ok"),
+            ("DeleteLevel", "invalid_request"),
+        ]
+
+
+# --- GraphQL ---------------------------------------------------------------------------------------------------------
+
+
+async def by_graphql(world: World, query: str, key: str = OPS, **variables: Any) -> Any:
+    """The result of an operation. Raises no errors: they are in the result."""
+    schema = Schema(AdminQuery, AdminMutation, config=StrawberryConfig(scalar_map=SCALARS))
+    gateway = GraphQLGateway(Scripted([]), some_models(), world.admission, admin=world.admin)
+    asking = Asking(gateway, "req_1", lambda _: None)
+    asking.principal = world.admission.principal(None, key)
+    return await schema.execute(query, variable_values=variables, context_value=asking)
+
+
+LEVEL = """{ name etag allow models labels { name value } alias limits { requestsPerMinute maxConcurrent }
+  overrides { provider baseUrl hasApiKey hasToken headers } }"""
+
+
+async def test_the_admin_api_by_graphql(world: World) -> None:
+    make = "mutation ($name: String!, $settings: LevelInput!) { createLevel(name: $name, settings: $settings) " + LEVEL
+    make += " }"
+    settings: dict[str, Any] = {
+        "allow": ["a"],
+        "models": {"fast": "a"},
+        "overrides": [{"provider": "up", "apiKey": "sk-secret", "headers": [{"name": "x-a", "value": "h-secret"}]}],
+        "limits": {"requestsPerMinute": 5_000_000_000},
+        "labels": [{"name": "env", "value": "prod"}],
+    }
+    result = await by_graphql(world, make, name="tenants/acme", settings=settings)
+    assert result.errors is None
+    level = result.data["createLevel"]
+    assert "secret" not in str(result.data)
+    assert (level["allow"], level["models"], level["alias"]) == (["a"], {"fast": "a"}, None)
+    assert level["overrides"][0]["headers"] == ["x-a"]
+    assert level["limits"] == {"requestsPerMinute": 5_000_000_000, "maxConcurrent": None}
+    for name in ABOVE[1:]:
+        assert (await by_graphql(world, make, name=name, settings={})).errors is None
+    change = 'mutation ($etag: String!) { updateLevel(name: "tenants/acme", settings: {allow: null}, etag: $etag) '
+    result = await by_graphql(world, f"{change}{LEVEL} }}", etag=level["etag"])
+    assert (result.data["updateLevel"]["allow"], result.data["updateLevel"]["models"]) == (None, {"fast": "a"})
+    keys = """mutation ($web: String!, $k1: String!) {
+      issueKey(endpoint: $web, keyId: "k1", expireTime: "2999-01-01T00:00:00Z") { secret key { name expireTime } }
+      rotateKey(name: $k1, grace: 60, keyId: "k2") { secret key { name } }
+      revokeKey(name: $k1) { revoked }
+      deleteKey(name: $k1) }"""
+    result = await by_graphql(world, keys, web=WEB, k1=f"{WEB}/keys/k1")
+    assert result.errors is None
+    assert result.data["issueKey"]["key"]["expireTime"] == "2999-01-01T00:00:00+00:00"
+    assert result.data["revokeKey"] == {"revoked": True}
+    read = """query ($web: String!) { level(name: $web) { name }
+      levels(first: 1) { levels { name } next }
+      endpointKeys(endpoint: $web) { name digest revoked }
+      auditEntries(first: 1) { entries { actor method versionAfter outcome time } next } }"""
+    result = await by_graphql(world, read, web=WEB)
+    assert result.errors is None
+    assert result.data["levels"] == {"levels": [{"name": "tenants/acme"}], "next": None}
+    assert [key["name"] for key in result.data["endpointKeys"]] == [f"{WEB}/keys/k2"]
+    [entry] = result.data["auditEntries"]["entries"]
+    assert (entry["actor"], entry["method"], entry["outcome"]) == ("ops", "DeleteKey", "ok")
+    gone = await by_graphql(world, 'mutation { deleteLevel(name: "tenants/acme", force: true) }')
+    assert gone.data == {"deleteLevel": "tenants/acme"}
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "param"),
+    [
+        ('{ level(name: "acme") { name } }', "INVALID_REQUEST", "name"),
+        ('{ endpointKeys(endpoint: "tenants/a") { name } }', "INVALID_REQUEST", "endpoint"),
+        ("{ levels(first: -1) { next } }", "INVALID_REQUEST", "first"),
+        ('{ auditEntries(after: "x") { next } }', "INVALID_REQUEST", "after"),
+        (
+            'mutation { createLevel(name: "tenants/acme", settings: {models: {bad: "x"}}) { name } }',
+            "INVALID_REQUEST",
+            "settings.models.bad",
+        ),
+        (
+            'mutation { createLevel(name: "tenants/acme", settings: {models: 1}) { name } }',
+            "INVALID_REQUEST",
+            "settings.models",
+        ),
+        ('mutation { issueKey(endpoint: "WEB", keyId: "a b") { secret } }', "INVALID_REQUEST", "keyId"),
+        (
+            'mutation { issueKey(endpoint: "WEB", expireTime: "2999-01-01T00:00:00") { secret } }',
+            "INVALID_REQUEST",
+            "expireTime",
+        ),
+        ('mutation { revokeKey(name: "WEB/keys/k") { name } }', "NOT_FOUND", "name"),
+    ],
+)
+async def test_what_graphql_refuses_names_the_argument(world: World, query: str, code: str, param: str) -> None:
+    result = await by_graphql(world, query.replace("WEB", WEB))
+    [error] = result.errors
+    assert (error.extensions["code"], error.extensions["param"]) == (code, param)
+
+
+async def test_who_may_not_by_graphql(world: World) -> None:
+    [error] = (await by_graphql(world, "{ levels { next } }", key=NOBODY)).errors
+    assert error.extensions["code"] == "PERMISSION_DENIED"

@@ -1,0 +1,563 @@
+"""The use cases of the admin API, on a real store in a file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import UNSET
+
+from llmg.core.context import ADMIN, Context, Principal
+from llmg.core.errors import Failure, Kind, invalid
+from llmg.ports import AuditEntry, CatalogStore, Conflict, Document
+from llmg.services.admin import Admin, Changes, Following, UpstreamChange
+from llmg.services.admin.names import level_path, name_of
+from llmg.services.admin.service import new_secret
+from llmg.services.admin.tree import changed
+from llmg.stores.catalog_file import FileCatalog
+from llmg.stores.catalog_fixed import FixedCatalog
+from llmg.testing.clocks import FakeClock
+from llmg.testing.ids import CountingIds
+from support.http import PATIENCE
+
+WEB = "tenants/acme/teams/search/groups/prod/endpoints/web"
+NOW = datetime.fromtimestamp(1_760_000_000, UTC)
+
+
+def asked_by(*roles: str, key: str = "ops") -> Context:
+    """A request of somebody with these roles."""
+    principal = Principal(key_id=key, roles=frozenset(roles))
+    return Context(id="i", request_id="req_1", door="grpc", created=0, principal=principal)
+
+
+OPS = asked_by(ADMIN)
+
+
+async def validate(tenants: dict[str, Any]) -> None:
+    """A validator that knows one mistake."""
+    for tenant, level in tenants.items():
+        if "bad" in (level.get("models") or {}):
+            raise invalid("there is no model 'x'", f"tenants.{tenant}.models.bad")
+
+
+class World:
+    """A catalog, and this process's own."""
+
+    def __init__(self, store: CatalogStore) -> None:
+        self.store = store
+        self.clock = FakeClock()
+        self.applied: list[tuple[dict[str, Any], int]] = []
+        self.following = Following(store, self.apply)
+        self.admin = Admin(
+            store, validate=validate, refresh=self.following.refresh, clock=self.clock, ids=CountingIds()
+        )
+
+    async def apply(self, tenants: dict[str, Any], version: int) -> None:
+        self.applied.append((tenants, version))
+
+    async def make_web(self) -> None:
+        """An endpoint, with all above it."""
+        path = level_path(WEB)
+        for depth in range(1, len(path) + 1):
+            await self.admin.create_level(OPS, name_of(path[:depth]), Changes())
+
+    async def log(self) -> list[tuple[str, str, int, int, str]]:
+        """Of the audit log."""
+        page = await self.admin.audit(OPS)
+        return [(e.method, e.resource, e.before, e.after, e.outcome) for e in page.items]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the catalog is."""
+    return tmp_path / "catalog.yaml"
+
+
+@pytest.fixture
+def world(path: Path) -> World:
+    """An empty one."""
+    return World(FileCatalog(path))
+
+
+async def refused(doing: Awaitable[object]) -> Failure:
+    """What it failed with."""
+    with pytest.raises(Failure) as failed:
+        await doing
+    return failed.value
+
+
+# --- levels ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_level_is_made_read_changed_and_removed(world: World) -> None:
+    made = await world.admin.create_level(OPS, "tenants/acme", Changes(allow=("a", "b/*"), labels={"tier": "gold"}))
+    assert (made.name, made.allow, made.labels) == ("tenants/acme", ("a", "b/*"), {"tier": "gold"})
+    assert await world.admin.get_level(OPS, "tenants/acme") == made
+    changes = Changes(models={"fast": "a"}, labels=None, limits={"requests_per_minute": 5})
+    updated = await world.admin.update_level(OPS, "tenants/acme", changes, made.etag)
+    assert (updated.allow, updated.models, updated.labels) == (("a", "b/*"), {"fast": "a"}, {})
+    assert updated.limits == {"requests_per_minute": 5}
+    assert updated.etag != made.etag
+    await world.admin.delete_level(OPS, "tenants/acme", updated.etag)
+    assert (await refused(world.admin.get_level(OPS, "tenants/acme"))).kind is Kind.NOT_FOUND
+    assert await world.store.load() == Document(3, {})
+
+
+async def test_what_was_changed_holds_here_at_once(world: World) -> None:
+    await world.admin.create_level(OPS, "tenants/acme", Changes())
+    assert world.applied == [({"acme": {}}, 1)]
+
+
+async def test_a_change_that_this_process_cannot_take_over_is_made_all_the_same(world: World) -> None:
+    async def fail() -> None:
+        raise Failure(Kind.INTERNAL, "no")
+
+    admin = Admin(world.store, validate=validate, refresh=fail, clock=world.clock, ids=CountingIds())
+    await admin.create_level(OPS, "tenants/acme", Changes())
+    assert (await world.store.load()).tenants == {"acme": {}}
+
+
+async def test_levels_are_listed_by_name_in_pages(world: World) -> None:
+    for name in ("c", "a", "b"):
+        await world.admin.create_level(OPS, f"tenants/{name}", Changes())
+    first = await world.admin.list_levels(OPS, "", size=2)
+    assert [level.name for level in first.items] == ["tenants/a", "tenants/b"]
+    rest = await world.admin.list_levels(OPS, "", size=2, token=first.next)
+    assert ([level.name for level in rest.items], rest.next) == (["tenants/c"], "")
+
+
+async def test_groups_and_endpoints_are_below_a_group(world: World) -> None:
+    await world.make_web()
+    group = "tenants/acme/teams/search/groups/prod"
+    await world.admin.create_level(OPS, f"{group}/groups/sub", Changes())
+    await world.admin.create_level(OPS, f"{group}/groups/sub/endpoints/app", Changes(alias="app"))
+    found = await world.admin.list_levels(OPS, group)
+    assert [level.name for level in found.items] == [WEB, f"{group}/groups/sub"]
+    assert (await world.admin.get_level(OPS, f"{group}/groups/sub/endpoints/app")).alias == "app"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "acme",
+        "tenants",
+        "tenants/",
+        "tenants/acme/",
+        "teams/search",
+        "tenants/a/groups/b",
+        "tenants/a/teams/b/endpoints/c",
+        "tenants/a b",
+        "tenants/-a",
+        "tenants/" + "a" * 129,
+        f"{WEB}/keys/k1",
+        "tenants/acme/teams/t" + "/groups/g" * 40,
+    ],
+)
+async def test_what_names_no_level_is_refused(world: World, name: str) -> None:
+    for doing in (
+        world.admin.get_level(OPS, name),
+        world.admin.create_level(OPS, name, Changes()),
+        world.admin.update_level(OPS, name, Changes()),
+        world.admin.delete_level(OPS, name),
+    ):
+        failure = await refused(doing)
+        assert (failure.kind, failure.param) == (Kind.INVALID_REQUEST, "name")
+
+
+async def test_a_level_needs_the_one_above_and_a_place(world: World) -> None:
+    failure = await refused(world.admin.create_level(OPS, "tenants/acme/teams/search", Changes()))
+    assert (failure.kind, failure.message) == (Kind.NOT_FOUND, "there is no 'tenants/acme'")
+    await world.admin.create_level(OPS, "tenants/acme", Changes())
+    failure = await refused(world.admin.create_level(OPS, "tenants/acme", Changes()))
+    assert (failure.kind, failure.message) == (Kind.INVALID_REQUEST, "there is a 'tenants/acme' already")
+
+
+async def test_only_what_was_read_is_changed_when_an_etag_says_so(world: World) -> None:
+    read = await world.admin.create_level(OPS, "tenants/acme", Changes())
+    await world.admin.update_level(OPS, "tenants/acme", Changes(labels={"a": "b"}))
+    for doing in (
+        world.admin.update_level(OPS, "tenants/acme", Changes(labels={}), read.etag),
+        world.admin.delete_level(OPS, "tenants/acme", read.etag),
+    ):
+        failure = await refused(doing)
+        assert (failure.kind, failure.param) == (Kind.INVALID_REQUEST, "etag")
+    await world.admin.create_level(OPS, "tenants/acme/teams/t", Changes())  # is no change of the level itself
+    again = await world.admin.get_level(OPS, "tenants/acme")
+    await world.admin.update_level(OPS, "tenants/acme", Changes(labels=None), again.etag)
+
+
+async def test_what_has_levels_below_goes_by_force_only(world: World) -> None:
+    await world.make_web()
+    failure = await refused(world.admin.delete_level(OPS, "tenants/acme"))
+    assert (failure.kind, failure.param) == (Kind.INVALID_REQUEST, "force")
+    await world.admin.delete_level(OPS, "tenants/acme", force=True)
+    assert (await world.store.load()).tenants == {}
+
+
+async def test_what_does_not_hold_as_a_whole_is_not_saved(world: World) -> None:
+    await world.admin.create_level(OPS, "tenants/acme", Changes())
+    failure = await refused(world.admin.update_level(OPS, "tenants/acme", Changes(models={"bad": "x"})))
+    assert (failure.kind, failure.param) == (Kind.INVALID_REQUEST, "models.bad")
+    assert await world.store.load() == Document(1, {"acme": {}})
+    assert world.applied == [({"acme": {}}, 1)]
+
+
+async def test_variables_are_not_taken(world: World) -> None:
+    changes = Changes(upstreams={"up": UpstreamChange(api_key="${HOME}")})
+    failure = await refused(world.admin.create_level(OPS, "tenants/acme", changes))
+    assert failure.kind is Kind.INVALID_REQUEST
+
+
+# --- secrets of upstreams --------------------------------------------------------------------------------------------
+
+
+async def test_secrets_are_kept_and_never_shown(world: World) -> None:
+    override = UpstreamChange(base_url="http://one/v1", api_key="sk-1", headers={"x-team": "t-1", "x-org": "o-1"})
+    made = await world.admin.create_level(OPS, "tenants/acme", Changes(upstreams={"up": override}))
+    assert not {"sk-1", "t-1", "o-1"} & set(str(made).replace("'", " ").split())
+    assert (made.upstreams["up"].has_api_key, made.upstreams["up"].headers) == (True, ("x-org", "x-team"))
+    moved = UpstreamChange(base_url="http://two/v1", remove_headers=("x-org",))
+    await world.admin.update_level(OPS, "tenants/acme", Changes(upstreams={"up": moved, "other": UpstreamChange()}))
+    held = (await world.store.load()).tenants["acme"]["upstreams"]
+    assert held == {"up": {"base_url": "http://two/v1", "api_key": "sk-1", "headers": {"x-team": "t-1"}}, "other": {}}
+    without = UpstreamChange(api_key="", headers={"x-team": "t-2"})
+    await world.admin.update_level(OPS, "tenants/acme", Changes(upstreams={"up": without}))
+    held = (await world.store.load()).tenants["acme"]["upstreams"]
+    assert held == {"up": {"api_key": "", "headers": {"x-team": "t-2"}}}
+    assert not (await world.admin.get_level(OPS, "tenants/acme")).upstreams["up"].has_api_key
+
+
+plain = st.dictionaries(st.sampled_from("abc"), st.text("xyz", min_size=1, max_size=3), max_size=3)
+overrides = st.dictionaries(
+    st.sampled_from(["up", "down"]),
+    st.builds(UpstreamChange, base_url=st.none() | st.just("http://a/v1"), api_key=st.none() | st.just("k")),
+)
+some_changes = st.builds(
+    Changes,
+    allow=st.just(UNSET) | st.none() | st.lists(st.sampled_from("abc")).map(tuple),
+    models=st.just(UNSET) | st.none() | plain,
+    upstreams=st.just(UNSET) | st.none() | overrides,
+    labels=st.just(UNSET) | st.none() | plain,
+    alias=st.just(UNSET) | st.none() | st.just("a"),
+)
+
+
+@given(some_changes, some_changes)
+def test_a_change_is_the_same_twice_and_changes_nothing_in_place(before: Changes, change: Changes) -> None:
+    node = changed({"teams": {"t": {}}}, before)
+    copy = json.loads(json.dumps(node))
+    once = changed(node, change)
+    assert node == copy
+    assert changed(once, change) == once
+    for name in ("allow", "models", "upstreams", "labels", "alias"):
+        if getattr(change, name) is UNSET:
+            assert once.get(name) == node.get(name)
+        elif getattr(change, name) is None:
+            assert name not in once
+    assert once["teams"] == {"t": {}}
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+async def held_keys(world: World) -> list[dict[str, Any]]:
+    """As the store has them."""
+    tenants = (await world.store.load()).tenants
+    found: list[dict[str, Any]] = tenants["acme"]["teams"]["search"]["groups"]["prod"]["endpoints"]["web"]["keys"]
+    return found
+
+
+async def test_a_key_is_shown_once_and_kept_as_its_digest(world: World, path: Path) -> None:
+    await world.make_web()
+    issued = await world.admin.issue_key(OPS, WEB)
+    digest = sha256(issued.secret.encode()).hexdigest()
+    assert await held_keys(world) == [{"id": "kid1", "sha256": digest}]
+    [shown] = await world.admin.list_keys(OPS, WEB)
+    assert shown == issued.key
+    assert (shown.name, shown.digest, shown.expires) == (f"{WEB}/keys/kid1", digest[:8], None)
+    for file in path.parent.iterdir():
+        assert issued.secret not in file.read_text()
+
+
+def test_keys_are_256_random_bits() -> None:
+    made = {new_secret() for _ in range(1000)}
+    assert len(made) == 1000
+    assert {len(key) for key in made} == {5 + 43}
+    assert all(key.startswith("llmg_") for key in made)
+
+
+async def test_a_key_may_have_an_id_and_an_end(world: World) -> None:
+    await world.make_web()
+    end = NOW + timedelta(days=1)
+    issued = await world.admin.issue_key(OPS, WEB, "web-1", end)
+    assert (issued.key.name, issued.key.expires) == (f"{WEB}/keys/web-1", end)
+    assert (await held_keys(world))[0]["expires"] == "2025-10-10T08:53:20Z"
+    assert (await refused(world.admin.issue_key(OPS, WEB, "web-1"))).param == "key_id"
+    assert (await refused(world.admin.issue_key(OPS, WEB, "web 1"))).param == "key_id"
+    assert (await refused(world.admin.issue_key(OPS, WEB, "web-2", NOW))).param == "expire_time"
+
+
+async def test_only_endpoints_have_keys(world: World) -> None:
+    await world.make_web()
+    for doing in (
+        world.admin.issue_key(OPS, "tenants/acme"),
+        world.admin.list_keys(OPS, "tenants/acme"),
+    ):
+        assert (await refused(doing)).param == "parent"
+    for name in (f"{WEB}/keys/", f"{WEB}/k1", "tenants/acme/keys/k1"):
+        assert (await refused(world.admin.revoke_key(OPS, name))).kind is Kind.INVALID_REQUEST
+    missing = await refused(world.admin.revoke_key(OPS, f"{WEB}/keys/none"))
+    assert (missing.kind, missing.message) == (Kind.NOT_FOUND, f"there is no '{WEB}/keys/none'")
+
+
+async def test_a_rotated_key_is_good_for_a_while_still(world: World) -> None:
+    await world.make_web()
+    old = await world.admin.issue_key(OPS, WEB, "old")
+    new = await world.admin.rotate_key(OPS, old.key.name, grace=60.0, id="new")
+    assert new.secret != old.secret
+    keys = await world.admin.list_keys(OPS, WEB)
+    assert [(key.name.rpartition("/")[2], key.expires) for key in keys] == [
+        ("old", NOW + timedelta(seconds=60)),
+        ("new", None),
+    ]
+
+
+async def test_rotation_makes_no_key_live_longer(world: World) -> None:
+    await world.make_web()
+    await world.admin.issue_key(OPS, WEB, "old", NOW + timedelta(seconds=10))
+    await world.admin.rotate_key(OPS, f"{WEB}/keys/old", grace=60.0)
+    assert (await world.admin.list_keys(OPS, WEB))[0].expires == NOW + timedelta(seconds=10)
+    world.clock.advance(11)
+    failure = await refused(world.admin.rotate_key(OPS, f"{WEB}/keys/old"))
+    assert (failure.kind, failure.param) == (Kind.INVALID_REQUEST, "name")
+    for grace in (-1.0, float("nan"), 1e12):
+        assert (await refused(world.admin.rotate_key(OPS, f"{WEB}/keys/old", grace))).param == "grace"
+
+
+async def test_a_revoked_key_is_listed_as_such_and_not_rotated(world: World) -> None:
+    await world.make_web()
+    await world.admin.issue_key(OPS, WEB, "k")
+    assert (await world.admin.revoke_key(OPS, f"{WEB}/keys/k")).revoked
+    assert [key.revoked for key in await world.admin.list_keys(OPS, WEB)] == [True]
+    assert (await refused(world.admin.rotate_key(OPS, f"{WEB}/keys/k"))).param == "name"
+
+
+async def test_a_deleted_key_is_gone(world: World) -> None:
+    await world.make_web()
+    for id in ("a", "b"):
+        await world.admin.issue_key(OPS, WEB, id)
+    await world.admin.delete_key(OPS, f"{WEB}/keys/a")
+    assert [key.name for key in await world.admin.list_keys(OPS, WEB)] == [f"{WEB}/keys/b"]
+    assert (await refused(world.admin.delete_key(OPS, f"{WEB}/keys/a"))).kind is Kind.NOT_FOUND
+
+
+# --- who may, and what is logged -------------------------------------------------------------------------------------
+
+
+async def test_only_admins_may(world: World) -> None:
+    await world.make_web()
+    await world.admin.issue_key(OPS, WEB, "k")
+    before = await world.log()
+    nobody = asked_by("reader")
+    for doing in (
+        world.admin.get_level(nobody, WEB),
+        world.admin.list_levels(nobody, ""),
+        world.admin.create_level(nobody, "tenants/other", Changes()),
+        world.admin.update_level(nobody, WEB, Changes(alias="x")),
+        world.admin.delete_level(nobody, WEB),
+        world.admin.list_keys(nobody, WEB),
+        world.admin.issue_key(nobody, WEB),
+        world.admin.rotate_key(nobody, f"{WEB}/keys/k"),
+        world.admin.revoke_key(nobody, f"{WEB}/keys/k"),
+        world.admin.delete_key(nobody, f"{WEB}/keys/k"),
+        world.admin.audit(nobody),
+    ):
+        assert (await refused(doing)).kind is Kind.PERMISSION_DENIED
+    assert await world.log() == before
+
+
+async def test_each_change_is_logged_once_and_so_is_what_was_refused(world: World) -> None:
+    await world.admin.create_level(OPS, "tenants/acme", Changes())
+    await refused(world.admin.create_level(OPS, "tenants/acme", Changes()))
+    await world.admin.update_level(OPS, "tenants/acme", Changes(labels={"a": "b"}))
+    await refused(world.admin.delete_level(OPS, "tenants/none"))
+    assert await world.log() == [
+        ("DeleteLevel", "tenants/none", 2, 2, "not_found"),
+        ("UpdateLevel", "tenants/acme", 1, 2, "ok"),
+        ("CreateLevel", "tenants/acme", 1, 1, "invalid_request"),
+        ("CreateLevel", "tenants/acme", 0, 1, "ok"),
+    ]
+    [entry] = (await world.admin.audit(OPS, 1)).items
+    assert (entry.actor, entry.request_id, entry.time) == ("ops", "req_1", world.clock.time())
+
+
+async def test_that_of_the_configuration_file_can_be_read_only() -> None:
+    world = World(FixedCatalog(lambda: {"acme": {"labels": {"a": "b"}}}))
+    assert (await world.admin.get_level(OPS, "tenants/acme")).labels == {"a": "b"}
+    failure = await refused(world.admin.delete_level(OPS, "tenants/acme"))
+    assert failure.kind is Kind.METHOD_NOT_ALLOWED
+    assert "edit it there" in failure.message
+
+
+# --- many at once ----------------------------------------------------------------------------------------------------
+
+
+class Contested:
+    """A store before which somebody else is faster a few times."""
+
+    def __init__(self, inner: CatalogStore, times: int, rival: Callable[[], Awaitable[object]]) -> None:
+        self._inner = inner
+        self._times = times
+        self._rival = rival
+
+    async def save(self, document: Document, entry: AuditEntry) -> None:
+        if self._times:
+            self._times -= 1
+            await self._rival()
+        await self._inner.save(document, entry)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+async def test_a_change_is_made_again_on_what_others_saved(world: World, path: Path) -> None:
+    rival = World(FileCatalog(path))
+    names = iter("abc")
+
+    async def faster() -> None:
+        await rival.admin.create_level(OPS, f"tenants/{next(names)}", Changes())
+
+    slow = World(Contested(world.store, 3, faster))
+    await slow.admin.create_level(OPS, "tenants/mine", Changes())
+    assert set((await world.store.load()).tenants) == {"a", "b", "c", "mine"}
+    assert next((e[1], e[3]) for e in await world.log()) == ("tenants/mine", 4)
+
+
+async def test_what_others_have_made_meanwhile_is_no_longer_made(world: World, path: Path) -> None:
+    rival = World(FileCatalog(path))
+
+    async def faster() -> None:
+        await rival.admin.create_level(OPS, "tenants/acme", Changes(labels={"of": "rival"}))
+
+    slow = World(Contested(world.store, 1, faster))
+    failure = await refused(slow.admin.create_level(OPS, "tenants/acme", Changes()))
+    assert failure.kind is Kind.INVALID_REQUEST
+    assert (await world.admin.get_level(OPS, "tenants/acme")).labels == {"of": "rival"}
+
+
+async def test_who_is_never_fast_enough_is_told_to_come_again(world: World) -> None:
+    async def conflict() -> None:
+        raise Conflict
+
+    slow = World(Contested(world.store, 10**9, conflict))
+    failure = await refused(slow.admin.create_level(OPS, "tenants/acme", Changes()))
+    assert (failure.kind, failure.retry_after) == (Kind.OVERLOADED, 1.0)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=8, max_size=20))
+async def test_no_change_of_many_is_lost(tmp_path_factory: pytest.TempPathFactory, who: list[int]) -> None:
+    path = tmp_path_factory.mktemp("many") / "catalog.json"
+    worlds = [World(FileCatalog(path)) for _ in range(4)]
+    await worlds[0].make_web()
+    issued = await asyncio.gather(
+        *(worlds[number].admin.issue_key(OPS, WEB, f"k{place}") for place, number in enumerate(who))
+    )
+    keys = await worlds[0].admin.list_keys(OPS, WEB)
+    assert {key.name for key in keys} == {one.key.name for one in issued}
+    log = await worlds[0].log()
+    assert [entry[3] for entry in log] == list(range(len(who) + 4, 0, -1))
+    assert {entry[4] for entry in log} == {"ok"}
+
+
+# --- following -------------------------------------------------------------------------------------------------------
+
+
+async def test_what_another_process_changes_is_taken_over(world: World, path: Path) -> None:
+    other = World(FileCatalog(path, interval=0.01))
+    await other.following.refresh()
+    seen = asyncio.Event()
+
+    async def apply(tenants: dict[str, Any], version: int) -> None:
+        if tenants:
+            seen.set()
+
+    following = Following(other.store, apply)
+    running = asyncio.create_task(following.run())
+    await world.admin.create_level(OPS, "tenants/acme", Changes())
+    async with asyncio.timeout(1.0):
+        await seen.wait()
+    assert following.version == 1
+    running.cancel()
+
+
+async def test_a_store_that_is_away_just_then_is_asked_again(world: World) -> None:
+    await world.admin.create_level(OPS, "tenants/acme", Changes())
+    away = 3
+
+    async def load() -> Document:
+        nonlocal away
+        away -= 1
+        if away:
+            raise Failure(Kind.UPSTREAM_UNAVAILABLE, "away")
+        return await world.store.load()
+
+    seen = asyncio.Event()
+
+    async def apply(tenants: dict[str, Any], version: int) -> None:
+        seen.set()
+
+    store = Contested(world.store, 0, load)
+    store.load = load  # type: ignore[attr-defined]
+    running = asyncio.create_task(Following(store, apply, again=0.001).run())
+    async with asyncio.timeout(PATIENCE):
+        await seen.wait()
+    running.cancel()
+
+
+async def test_after_one_that_cannot_be_taken_over_the_next_one_is(world: World, path: Path) -> None:
+    seen: asyncio.Queue[int] = asyncio.Queue()
+
+    async def apply(tenants: dict[str, Any], version: int) -> None:
+        seen.put_nowait(version)
+        if version == 1:
+            raise ZeroDivisionError
+
+    running = asyncio.create_task(Following(FileCatalog(path, interval=0.01), apply).run())
+    async with asyncio.timeout(PATIENCE):
+        for version, name in ((0, ""), (1, "tenants/a"), (2, "tenants/b")):
+            if name:
+                await world.admin.create_level(OPS, name, Changes())
+            assert await seen.get() == version
+    running.cancel()
+
+
+async def test_what_cannot_be_taken_over_leaves_all_as_it_was(world: World) -> None:
+    await world.admin.create_level(OPS, "tenants/acme", Changes())
+    tried = asyncio.Event()
+
+    async def apply(tenants: dict[str, Any], version: int) -> None:
+        tried.set()
+        raise Failure(Kind.INTERNAL, "no")
+
+    following = Following(world.store, apply)
+    await refused(following.refresh())
+    assert (following.version, tried.is_set()) == (-1, True)
+
+
+def test_the_service_knows_no_transport_and_no_store() -> None:
+    code = (
+        "import sys, llmg.services.admin; print([m for m in ('grpc', 'redis', 'yaml', 'pydantic') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
