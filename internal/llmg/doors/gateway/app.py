@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from operator import itemgetter
 from typing import Final
 from urllib.parse import quote
@@ -176,8 +176,8 @@ class _Streamed(_Endpoint):
     async def _send(self, stream: Stream, format: _Events | _Lines, request: Message, call: Call) -> None:
         encode, frame, send = self._transcoder.encode, format.message, stream.send
 
-        async def write(message: Message) -> None:
-            await send(frame(encode(message)))
+        def write(message: Message) -> Awaitable[None]:
+            return send(frame(encode(message)))
 
         try:
             await self._call(request, call, write)

@@ -38,7 +38,7 @@ class InProcess:
         handler = self._handler(rpc)
 
         async def ask(request: Message, call: Call) -> Message:
-            answer: Message = await _run(handler, request, _Serving(call, None))
+            answer: Message = await _run(handler, request, _Serving(call, _only_one))
             return answer
 
         return ask
@@ -59,6 +59,10 @@ class InProcess:
             raise ValueError(f"nobody answers {rpc.full_name} here") from None
 
 
+def _only_one(message: Message) -> NoReturn:
+    raise RuntimeError("an RPC of one response has written one")
+
+
 def _text(value: str | bytes | None) -> str | None:
     return value if isinstance(value, str) else None
 
@@ -77,11 +81,11 @@ async def _run(handler: Handler, request: Message, serving: _Serving) -> Any:
 class _Serving:
     """What a servicer's method is given as its context: that of grpc.aio, as far as unary requests need it."""
 
-    __slots__ = ("_call", "_deadline", "_loop", "_write")
+    __slots__ = ("_call", "_deadline", "_loop", "write")
 
-    def __init__(self, call: Call, write: Write | None) -> None:
+    def __init__(self, call: Call, write: Write) -> None:
         self._call = call
-        self._write = write
+        self.write = write
         self._loop = asyncio.get_running_loop()
         self._deadline = None if call.timeout is None else self._loop.time() + call.timeout
 
@@ -101,11 +105,6 @@ class _Serving:
 
     async def send_initial_metadata(self, initial_metadata: Metadata) -> None:
         self._call.initial = initial_metadata
-
-    async def write(self, message: Message) -> None:
-        if self._write is None:
-            raise RuntimeError("an RPC of one response has written one")
-        await self._write(message)
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         self._call.trailing = trailing_metadata

@@ -193,14 +193,6 @@ def _text(metadata: Mapping[str, str | bytes], name: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-async def _write(call: Call, message: Any) -> None:
-    """Sends a message. Raises CancelledError if the client has gone."""
-    try:
-        await call.write(message)
-    except grpc.aio.InternalError:  # it can be known here before gRPC cancels us
-        raise asyncio.CancelledError from None
-
-
 def trailing(context: Context) -> Metadata:
     """The request's id, and its way: see `core.way`."""
     return (("x-request-id", context.request_id), *way.headers(context))
@@ -239,7 +231,10 @@ class Chat(ChatServiceServicer):
                     if not begun:  # in process, what is known by now goes into the head of the answer
                         begun = True
                         context.set_trailing_metadata(trailing(own))
-                    await _write(context, message)
+                    try:
+                        await context.write(message)
+                    except grpc.aio.InternalError:  # that the client has gone can be known here before we are cancelled
+                        raise asyncio.CancelledError from None
 
 
 class Embeddings(EmbeddingServiceServicer):
