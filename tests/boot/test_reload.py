@@ -264,6 +264,22 @@ async def test_what_is_unchanged_keeps_what_is_known_of_it() -> None:
     assert target(now).health is not health
 
 
+async def test_no_connection_is_kept_to_a_backend_that_is_elsewhere_now() -> None:
+    def config(**addresses: str) -> Settings:
+        backends: Any = {name: {"kind": "backend", "address": address} for name, address in addresses.items()}
+        models: Any = {name: {"targets": [{"provider": name, "model": "m"}]} for name in addresses}
+        return Settings(providers=backends, models=models)
+
+    needs = build.Needs(config(a="127.0.0.1:9", b="127.0.0.1:10", c="127.0.0.1:10"), Transport())
+    now = Current(needs, FakeClock())
+    channels = needs.live.channels
+    stubs = [channels.stub(f"127.0.0.1:{port}") for port in (9, 10)]
+    await now.put(config(a="127.0.0.1:11", b="127.0.0.1:10"), "2")
+    assert channels.stub("127.0.0.1:10") is stubs[1]
+    assert channels.stub("127.0.0.1:9") is not stubs[0]
+    await needs.close()
+
+
 async def test_what_was_gone_for_a_while_is_new() -> None:
     now = in_force(up())
     health = target(now).health
@@ -315,6 +331,29 @@ async def test_a_catalog_from_elsewhere(file: Path) -> None:
         assert not await reloader.reload()
     assert "tenants.acme.models.mine: expected the name of a declared model, got 'a'" in logs[0]["reason"]
     assert [*now.settings.models] == ["a", "b"]
+
+
+async def test_what_did_not_fit_the_catalog_from_elsewhere_is_read_again_when_that_changes(file: Path) -> None:
+    write(file, echo("a", catalog={"file": "tenants.yaml"}))
+    source = read(file)
+    now = Current(build.Needs(source.read, Transport()), FakeClock())
+    await now.apply_tenants({"acme": {"models": {"mine": "a"}}}, "1")
+    reloaded = asyncio.Event()
+    reloader = Reloader(source, now, reloaded=reloaded.set, every=0.01)
+    task = asyncio.create_task(reloader.run())
+    async with asyncio.timeout(PATIENCE):
+        with structlog.testing.capture_logs() as logs:
+            write(file, echo("b", catalog={"file": "tenants.yaml"}))
+            while not logs:
+                await asyncio.sleep(0.01)
+            assert logs[0]["event"] == BAD
+            assert not reloaded.is_set()
+            await now.apply_tenants({"acme": {}}, "2")
+            await reloaded.wait()
+    assert [*now.settings.models] == ["b"]
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == [BAD]
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def test_what_is_no_longer_in_force_goes_with_its_last_request() -> None:

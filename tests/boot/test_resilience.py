@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llmg.boot import build, resilience
+from llmg.boot import build, checks, resilience
 from llmg.boot.checks import Checks
 from llmg.boot.current import Current
 from llmg.boot.scopes import LevelScope
@@ -302,3 +302,31 @@ async def test_a_reload_brings_checks() -> None:
         await prober.aclose()
         await needs.close()
     assert (call.method, call.path) == ("GET", "/v1/models")
+
+
+async def test_checks_that_do_not_change_are_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tenant may have a provider of its own, and each first request of one brings a target."""
+    made: list[str] = []
+
+    def make(name: str, *rest: Any) -> Check | None:
+        made.append(name)
+        return resilience.make_check(name, *rest)
+
+    monkeypatch.setattr(checks, "make_check", make)
+
+    def config(number: int, *names: str) -> Settings:
+        models: Any = {name: {"targets": [{"provider": "up", "model": name}]} for name in names}
+        providers: Any = {"up": {"kind": "openai", "base_url": "http://127.0.0.1:9/v1"}}
+        return Settings(providers=providers, models=models, labels={"n": str(number)})
+
+    needs = build.Needs(config(0, "m"), Transport())
+    prober = resilience.make_prober(Dice(3))
+    needs.live.changed = Checks(needs.live, needs.transport, prober).changed
+    now = Current(needs, FakeClock())
+    for number in range(5):
+        await now.put(config(number, "m"), "2")
+        await asyncio.sleep(0)
+    assert made == ["up"]
+    await now.put(config(5, "m", "n"), "3")
+    await asyncio.sleep(0)
+    assert made == ["up", "up"]

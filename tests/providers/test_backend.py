@@ -456,6 +456,33 @@ async def test_a_call_that_may_have_arrived_does_not(stream: bool) -> None:
     assert place.found == [1]
 
 
+class Waiting(Fake):
+    """A backend that ends when it is told to."""
+
+    def __init__(self, *replies: pb.Reply) -> None:
+        super().__init__(*replies)
+        self.go = asyncio.Event()
+
+    async def _end(self) -> None:
+        await self.go.wait()
+
+
+@both
+async def test_a_call_goes_on_where_nothing_more_is_asked(stream: bool) -> None:
+    fake = Waiting(pb.Reply(message=b"x"))
+    channels = Channels()
+    async with await servicer.start(fake, token=TOKEN) as running:
+        made = Backend(Elsewhere(running.address, TOKEN), channels)
+        asking = asyncio.create_task(collect(made, say(stream=stream)))
+        await heard_of(fake.came)
+        stub = channels.stub(running.address)
+        channels.retire(running.address)
+        fake.go.set()
+        assert parts(assemble(await asking)) == [("text", "x")]
+        assert channels.stub(running.address) is not stub
+        await channels.close()
+
+
 async def test_one_calls_crash_does_not_cancel_the_others() -> None:
     """They hear of it, or not, by themselves."""
     go = asyncio.Event()

@@ -412,6 +412,35 @@ async def test_a_call_that_is_cancelled_from_within_is_told() -> None:
     assert raised.value.kind is Kind.INTERNAL
 
 
+class Deaf:
+    """A provider that goes on when it is cancelled, as if a library of its own had lost that."""
+
+    def open(self, request: Request, context: Context, /) -> Answering:
+        return self._answer()
+
+    @asynccontextmanager
+    async def _answer(self) -> AsyncIterator[AsyncIterator[Batch]]:
+        yield self._events()
+
+    async def _events(self) -> AsyncIterator[Batch]:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        for batch in GOOD:
+            yield batch
+
+
+async def test_who_does_not_hear_that_it_was_overtaken_does_not_end_the_answer() -> None:
+    gate = Gate()
+    gateway = Gateway(Deaf(), Scripted([*BETTER[:2], gate, *BETTER[2:]]))
+    asking = asyncio.create_task(gateway.ask())
+    await asyncio.wait_for(gate.reached.wait(), 5)
+    for _ in range(20):  # turns of the loop, in which the other says all that it has
+        await asyncio.sleep(0)
+    gate.open()
+    assert await asking == _all(BETTER)
+    assert gateway.trail == [("m0", Kind.CANCELLED), ("m1", None)]
+
+
 # -- how many -------------------------------------------------------------------------------------------------------
 
 

@@ -112,10 +112,20 @@ async def test_what_is_reserved(request_: Request, reserved: int) -> None:
         ([*SAID[:2], BROKEN], PROMPT + 2),
         ([*SAID[:2], [Usage(input_tokens=1, output_tokens=1, final=False)], BROKEN], PROMPT + 2),
         ([*COUNTED, BROKEN], 12),
+        (saying("1", usage=Usage(input_tokens=-1_000_000)), PROMPT + 1),
         ([BROKEN], 0),
         ([[], BROKEN], 0),
     ],
-    ids=["counted", "not counted", "cut", "cut with an interim count", "cut after its count", "failed", "waited"],
+    ids=[
+        "counted",
+        "not counted",
+        "cut",
+        "cut with an interim count",
+        "cut after its count",
+        "counted below 0",
+        "failed",
+        "waited",
+    ],
 )
 async def test_what_it_took(steps: list[Batch | Exception], settled: int) -> None:
     assert (await _asked(_chat(), *steps))[1] == settled

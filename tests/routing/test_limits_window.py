@@ -144,6 +144,17 @@ def test_idle_levels_are_forgotten_and_busy_ones_are_not() -> None:
     book.admit([Level(name="busy", limits=Limits(concurrent=1))], 0, 201.0)
 
 
+def test_idle_levels_are_forgotten_without_a_look_at_their_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be a hundred thousand, and all requests wait meanwhile."""
+    book = Book()
+    for number in range(1000):
+        book.settle(book.count([Level(name=f"l{number}", limits=Limits(requests=1))], 0, 0.5), 0, 0.5)
+    advanced: list[int] = []
+    monkeypatch.setattr(Window, "advance", lambda window, slot: advanced.append(slot))
+    book.count([Level(name="one")], 0, 61.0)
+    assert (len(book), advanced) == (1, [])
+
+
 def test_no_wait_frees_more_than_there_is() -> None:
     window = Window(10)
     window.add(10, 2, 5)

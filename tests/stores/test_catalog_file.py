@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,6 +43,8 @@ async def main():
 
 asyncio.run(main())
 """
+
+BOMB = "tenants: {a: &a0 {}, " + ", ".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}" for n in range(1, 60)) + "}"
 
 
 def entry(after: int, **fields: Any) -> AuditEntry:
@@ -122,6 +126,7 @@ def test_what_is_written_is_what_is_read(as_yaml: bool, tenants: dict[str, Any])
         ("tenants: [a]", "expected a mapping below `tenants`"),
         ("tenants: !!python/object:os.system {}", "tags (`!...`) are not understood (line 1, column 10)"),
         ("tenants: {1: {}}", "a key is not text: put it in quotes (line 1, column 11)"),
+        (BOMB, "its aliases stand for too much (line 1, column 487)"),
         ("tenants: *a", "an alias without its anchor (line 1, column 10)"),
         ("tenants: {}\n---\ntenants: {}", "a second document begins (line 2, column 1)"),
         ("tenants: \x01", "a control character"),
@@ -192,6 +197,58 @@ async def test_a_link_that_leads_elsewhere_is_a_change(path: Path, tmp_path: Pat
         (tmp_path / "next").replace(tmp_path / "now")
         assert await told.get() == 2
     assert await store.load() == Document(2, {"two": {}})
+
+
+async def test_what_could_not_be_read_for_a_moment_is_read_then(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text("tenants: {one: {}}")
+    store = FileCatalog(path, interval=0.01)
+    assert (await store.load()).version == 1
+    opened, failed = os.open, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def too_many(name: Any, flags: int, *args: Any) -> int:
+        if str(name).endswith(".audit.jsonl"):
+            loop.call_soon_threadsafe(failed.set)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(name, flags, *args)
+
+    async with watching(store, 1) as told, asyncio.timeout(PATIENCE):
+        with monkeypatch.context() as crowded:
+            crowded.setattr(os, "open", too_many)
+            path.write_text("tenants: {two: {}}")
+            await failed.wait()
+        assert await told.get() == 2
+
+
+async def test_where_it_cannot_be_looked_for_the_watch_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    path = folder / "catalog.yaml"
+    folder.mkdir()
+    path.write_text("tenants: {one: {}}")
+    store = FileCatalog(path, interval=0.01)
+    assert (await store.load()).version == 1
+    with structlog.testing.capture_logs() as logs:
+        async with watching(store, 1) as told, asyncio.timeout(PATIENCE):
+            aside = folder.rename(tmp_path / "aside")
+            folder.write_text("no folder")
+            while not logs:
+                await asyncio.sleep(0.01)
+            folder.unlink()
+            (aside / "catalog.yaml").write_text("tenants: {two: {}}")
+            aside.rename(folder)
+            assert await told.get() == 2
+    assert [entry["event"] for entry in logs] == [
+        "the catalog catalog.yaml has a log that can't be opened: Not a directory"
+    ]
+
+
+async def test_a_log_that_is_not_ours_is_told(path: Path) -> None:
+    path.write_text("tenants: {}")
+    Path(f"{path}.audit.jsonl").write_text("no line of ours\n")
+    for asked in (FileCatalog(path).load(), FileCatalog(path).entries(1, "")):
+        with pytest.raises(Failure, match="the catalog's log can't be used") as raised:
+            await asked
+        assert raised.value.kind is Kind.INTERNAL
 
 
 async def test_only_the_owner_may_read_it_unless_its_owner_said_so(path: Path) -> None:

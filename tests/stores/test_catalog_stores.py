@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -204,3 +205,14 @@ async def test_that_of_the_configuration_file_is_changed_there() -> None:
     assert await store.entries(10, "") == ((), "")
     async with watching(store, 0) as told:
         assert told.empty()
+
+
+async def test_tenants_of_the_configuration_are_gathered_beside_the_requests() -> None:
+    threads: list[int] = []
+
+    def tenants() -> dict[str, Any]:
+        threads.append(threading.get_ident())
+        return {}
+
+    assert await FixedCatalog(tenants).load() == Document(0, {})
+    assert threads != [threading.get_ident()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -14,11 +14,12 @@ from llmg.boot.system import SystemClock
 from llmg.core.errors import Failure, Kind
 from llmg.core.levels import Level, Limits
 from llmg.core.limits import LimitReached
+from llmg.ports import Clock
 from llmg.routing.limits.book import Book
 from llmg.stores.limits import OnFailure, Reserved, Shared
 from llmg.stores.limits_link import ServerClock
-from llmg.stores.redis import Redis
-from support.redis import RedisServer, redis_server
+from llmg.stores.redis import Line, Redis
+from support.redis import PATIENCE, RedisServer, redis_server
 
 T = TypeVar("T")
 
@@ -38,13 +39,28 @@ class Counted(Redis):
         return await super().decide(ask, within)
 
 
+class Behind(SystemClock):
+    """So many seconds late."""
+
+    seconds = 0.0
+
+    def monotonic(self) -> float:
+        """See Clock."""
+        return super().monotonic() - self.seconds
+
+
 @asynccontextmanager
 async def sharing(
-    server: RedisServer, *, on_failure: OnFailure = "closed", timeout: float = 5.0, lease: float = 3.0
+    server: RedisServer,
+    *,
+    on_failure: OnFailure = "closed",
+    timeout: float = 5.0,
+    lease: float = 3.0,
+    clock: Clock | None = None,
 ) -> AsyncIterator[tuple[Shared, Counted]]:
     """A limiter, and the connections it uses."""
     redis = Counted(server.url, timeout=timeout)
-    limiter = Shared(redis, Book(), SystemClock(), on_failure=on_failure, lease=lease)
+    limiter = Shared(redis, Book(), clock or SystemClock(), on_failure=on_failure, lease=lease)
     await redis.start()
     await limiter.start()
     try:
@@ -151,6 +167,63 @@ async def test_a_redis_that_stands_still_holds_up_those_who_asked_it_then_and_co
         for one in taken:
             one.settle(5)
         await _settled(server, requests=7, tokens=35, held=0)
+
+
+async def test_what_may_have_been_given_back_is_not_given_back_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with redis_server() as server, sharing(server, timeout=0.5) as (limiter, _):
+        await _take(limiter, 1, tokens=500)
+        (other,) = await _take(limiter, 1, tokens=400)
+        ask, lost = Line.ask, asyncio.Event()
+
+        async def lose(line: Line, commands: Sequence[Sequence[str | int]]) -> list[Any]:
+            replies = await ask(line, commands)
+            if any(-400 in words for words in commands) and not lost.is_set():
+                lost.set()
+                await line.aclose()
+                raise redis_errors.ConnectionError("the reply is lost")
+            return replies
+
+        monkeypatch.setattr(Line, "ask", lose)
+        other.settle(0)
+        async with asyncio.timeout(PATIENCE):
+            await lost.wait()
+            while not limiter.up:
+                await asyncio.sleep(0.01)
+        await _settled(server, requests=2, tokens=500, held=1)
+
+
+async def test_what_came_too_late_is_asked_once_more() -> None:
+    clock = Behind()
+    async with redis_server() as server, sharing(server, clock=clock) as (limiter, redis):
+        await _take(limiter, 1)
+        clock.seconds = 3600.0  # so the server, by our clock, is an hour behind what we ask of it
+        before = redis.asked
+        await _take(limiter, 1)
+        assert redis.asked >= before + 2
+        assert limiter.up
+        assert await _counts(server) == {"requests": 2, "tokens": 0, "held": 2}
+
+
+async def test_who_waits_for_our_own_loop_does_not_wait_for_redis() -> None:
+    async with redis_server() as server, sharing(server, timeout=0.05) as (limiter, _):
+        await _until_up(limiter)
+        loop = asyncio.get_running_loop()
+        left = 6
+
+        def stall() -> None:
+            nonlocal left
+            end = loop.time() + 0.03
+            while loop.time() < end:
+                pass
+            left -= 1
+            if left:
+                loop.call_soon(stall)
+
+        loop.call_soon(stall)
+        await asyncio.gather(*[limiter.reserve(ACME, 0) for _ in range(8)])
+        with pytest.raises(LimitReached):
+            await limiter.reserve(ACME, 0)
+        assert left == 0
 
 
 async def test_a_redis_that_has_forgotten_is_told_what_was_counted() -> None:

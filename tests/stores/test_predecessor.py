@@ -70,8 +70,8 @@ async def test_its_keys_in_redis_become_tenants() -> None:
             }
         },
     }
-    team = {"upstreams": {"openai": {"base_url": "http://search/v1"}}, "groups": {"prod": group}}
-    tenant = {"upstreams": {"openai": {"base_url": "http://acme/v1"}}, "teams": {"search": team}}
+    team = {"upstreams": {"openai": {"base_url": "http://search/v1", "api_key": ""}}, "groups": {"prod": group}}
+    tenant = {"upstreams": {"openai": {"base_url": "http://acme/v1", "api_key": ""}}, "teams": {"search": team}}
     assert found == Imported({"acme": tenant}, ())
 
 
@@ -128,6 +128,12 @@ def test_of_several_upstreams_the_first_is_taken() -> None:
     assert web(found)["upstreams"]["openai"] == {"base_url": "http://one/v1", "api_key": "sk-one"}
     [said] = found.notes
     assert said.endswith("left out: two")
+
+
+def test_an_address_without_a_key_gets_none() -> None:
+    """Not the provider's, which is for the provider's own address."""
+    found = imported({"api_key:k": endpoint(), "upstream:endpoint:web": upstream(base_url="http://theirs/v1")})
+    assert web(found)["upstreams"]["openai"] == {"base_url": "http://theirs/v1", "api_key": ""}
 
 
 def test_several_values_of_a_header_become_one() -> None:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
-from llmg.boot.live import Live
+from msgspec import Struct
+
+from llmg.boot.live import Live, Upstream
 from llmg.boot.resilience import make_check
 from llmg.providers.http import Transport
-from llmg.routing.probes import Prober
+from llmg.routing.probes import Check, Prober
+
+
+class _Made(Struct, frozen=True):
+    """The check of an upstream when so many targets of it were known; None: it has none."""
+
+    upstream: Upstream
+    targets: int
+    check: Check | None
 
 
 class Checks:
@@ -18,6 +28,7 @@ class Checks:
         self._transport = transport
         self._prober = prober
         self._due = False
+        self._made: dict[bytes, _Made] = {}  # by their ids: there may be one for each tenant
 
     def changed(self) -> None:
         """There are other targets than before. Many changes in a row are one."""
@@ -27,16 +38,13 @@ class Checks:
 
     def _settle(self) -> None:
         self._due = False
-        made = [
-            make_check(
-                upstream.name,
-                upstream.id,
-                upstream.config,
-                [state.health for state in upstream.states.values()],
-                self._transport,
-                self._live.channels,
-            )
-            for upstream in self._live.upstreams()
-            if upstream.states
-        ]
-        self._prober.watch([check for check in made if check is not None])
+        self._made = {upstream.id: self._of(upstream) for upstream in self._live.upstreams() if upstream.states}
+        self._prober.watch([made.check for made in self._made.values() if made.check is not None])
+
+    def _of(self, upstream: Upstream) -> _Made:
+        made = self._made.get(upstream.id)
+        if made is not None and made.upstream is upstream and made.targets == len(upstream.states):
+            return made
+        healths = [state.health for state in upstream.states.values()]
+        check = make_check(upstream.name, upstream.id, upstream.config, healths, self._transport, self._live.channels)
+        return _Made(upstream, len(healths), check)

@@ -6,14 +6,14 @@ of the catalog for which a provider is the same share what there is of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Final
 
 from msgspec import Struct
 
 from llmg.boot.resilience import State, make_state
-from llmg.boot.settings import EchoProvider, Provider
+from llmg.boot.settings import BackendProvider, EchoProvider, Provider
 from llmg.boot.settings.providers import Resilience
 from llmg.providers.http import Origin, Transport
 from llmg.routing.router import Group
@@ -87,8 +87,17 @@ class Live:
             for key, group in self._groups.items()
             if key[0] in definitions and all(id in upstreams for id in key[1])
         }
-        for id in self._upstreams.keys() - set(upstreams):
-            origin = self._upstreams.pop(id).origin
-            if origin is not None:
-                transport.retire(origin)
+        gone = [self._upstreams.pop(id) for id in self._upstreams.keys() - set(upstreams)]
+        for upstream in gone:
+            if upstream.origin is not None:
+                transport.retire(upstream.origin)
+        if self.channels is not None:
+            for address in _addresses(gone) - _addresses(self.upstreams()):
+                self.channels.retire(address)
         self.changed()
+
+
+def _addresses(upstreams: Iterable[Upstream]) -> set[str]:
+    """Of backends that run elsewhere."""
+    configs = [upstream.config for upstream in upstreams]
+    return {config.address for config in configs if isinstance(config, BackendProvider) and config.address is not None}

@@ -28,6 +28,7 @@ from llmg.wire.backend import ERROR_KIND, ReplyDecoder, encode_chat
 MAX_MESSAGE: Final = 50 << 20  # bytes: the contract's
 _HEALTHY: Final = b"OK"  # the contract's one good answer to Health
 _LAST_WORDS: Final = 5.0  # seconds; a channel that is closed at once would cancel its calls, and so whoever awaits them
+_ANY_CALL: Final = 7 * 86400.0  # seconds: longer than a call lasts
 _AT_ONCE: Final = 8  # embeddings of one request that are under way at the same time
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -101,10 +102,17 @@ class Channels:
 
     def forget(self, address: str) -> None:
         """That one is gone for good. Other calls to it are left a moment to find out for themselves."""
+        self._drop(address, _LAST_WORDS)
+
+    def retire(self, address: str) -> None:
+        """Nothing more is to be asked there. Calls under way go on to their ends."""
+        self._drop(address, _ANY_CALL)
+
+    def _drop(self, address: str, grace: float) -> None:
         self._stubs.pop(address, None)
         channel = self._channels.pop(address, None)
         if channel is not None:
-            task = asyncio.get_running_loop().create_task(channel.close(_LAST_WORDS))
+            task = asyncio.get_running_loop().create_task(channel.close(grace))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 

@@ -17,6 +17,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import httptools
 
@@ -279,7 +280,7 @@ class Transport:
 
     def __init__(self) -> None:
         self._tls: ssl.SSLContext | None = None
-        self._origins: set[Origin] = set()
+        self._origins: WeakSet[Origin] = WeakSet()  # those of health checks are not retired, but forgotten
         self._sweep: asyncio.TimerHandle | None = None
 
     async def send(self, origin: Origin, head: bytes, body: bytes = b"", connect_timeout: float = 5.0) -> Exchange:

@@ -35,6 +35,7 @@ VERDICTS: Final[dict[Kind, Verdict]] = {
     Kind.PERMISSION_DENIED: Verdict.NOTHING,
     Kind.NOT_FOUND: Verdict.ALIVE,
     Kind.MODEL_NOT_FOUND: Verdict.NOTHING,
+    Kind.CONFLICT: Verdict.NOTHING,
     Kind.METHOD_NOT_ALLOWED: Verdict.NOTHING,
     Kind.REQUEST_TOO_LARGE: Verdict.ALIVE,
     Kind.UNSUPPORTED_MEDIA_TYPE: Verdict.ALIVE,

@@ -123,6 +123,8 @@ class _Watching:
 
     def goes_on(self, healths: tuple[Health, ...]) -> None:
         """With these targets from now on."""
+        if healths is self._healths:
+            return
         _forget(health for health in self._healths if health not in healths)
         self._healths = healths
         for health in healths:

@@ -87,10 +87,11 @@ class _Leg(Trying):
         try:
             await self._answer()
         except (Exception, asyncio.CancelledError) as error:
-            if self.task.cancelling():  # nobody listens any more
+            if self.task.cancelling() and not isinstance(error, Failure):
                 raise
             said = self._meaning(error)
-        await self._said.put(said)
+        if not self.task.cancelling():  # else nobody listens any more, and what it says would be taken for the winner's
+            await self._said.put(said)
 
     def _meaning(self, error: BaseException) -> _Said:
         if isinstance(error, Failure):

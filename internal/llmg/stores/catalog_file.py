@@ -77,14 +77,21 @@ class FileCatalog:
         """See CatalogStore."""
         before: _Stat | None = None
         known: _Stat | None = None
+        unreadable: _Stat | None = None
         while True:
             now = await asyncio.to_thread(self._stat)
             if now == before and now != known:
-                known = now
-                version = await self._version_or_none()
-                if version is not None and version != seen:
-                    seen = version
-                    await changed(version)
+                try:
+                    version = await asyncio.to_thread(self._current)
+                except Failure as failure:  # perhaps for the moment only: it is tried again, and told once
+                    if now != unreadable:
+                        log.warning(failure.message)
+                    unreadable = now
+                else:
+                    known, unreadable = now, None
+                    if version != seen:
+                        seen = version
+                        await changed(version)
             before = now
             await asyncio.sleep(self._interval)
 
@@ -124,13 +131,6 @@ class FileCatalog:
         with self._ledger() as ledger:
             return ledger.entries(size, token)
 
-    async def _version_or_none(self) -> int | None:
-        try:
-            return await asyncio.to_thread(self._current)
-        except Failure as failure:
-            log.warning(failure.message)
-            return None
-
     def _current(self) -> int:
         with self._ledger() as ledger:
             return self._version(ledger, self._read())
@@ -150,7 +150,7 @@ class FileCatalog:
     def _stat(self) -> _Stat:
         try:
             found = os.stat(self._path)
-        except FileNotFoundError:
+        except OSError:  # why, who reads it will be told
             return ()
         return found.st_mtime_ns, found.st_size, found.st_ino
 
@@ -211,7 +211,7 @@ class _Ledger:
     def last(self) -> tuple[int, str]:
         """The version after the last change, and the file's digest then."""
         for _, line in self._lines(self._end):
-            found = _line_decoder.decode(line)
+            found = _decoded(line, _line_decoder)
             return found.after, found.sha256
         return 0, _NOTHING
 
@@ -231,7 +231,7 @@ class _Ledger:
         end = self._end if not token else self._place(token)
         lines = list(islice(self._lines(end), size))
         start = lines[-1][0] if lines else 0
-        return [_entry_decoder.decode(line) for _, line in lines], str(start) if start else ""
+        return [_decoded(line, _entry_decoder) for _, line in lines], str(start) if start else ""
 
     def _place(self, token: str) -> int:
         at = int(token) if token.isascii() and token.isdigit() and len(token) < 20 else 0
@@ -271,6 +271,13 @@ class _Ledger:
     def _block(self, start: int, end: int) -> bytes:
         self._file.seek(start)
         return self._file.read(end - start)
+
+
+def _decoded(line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    try:
+        return decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Failure(Kind.INTERNAL, "the catalog's log can't be used: a line is not ours", detail=str(error)) from None
 
 
 def _digest(data: bytes) -> str:

@@ -18,12 +18,12 @@ class FixedCatalog:
     """See CatalogStore. There is no log of changes that never are."""
 
     def __init__(self, tenants: Callable[[], dict[str, Any]]) -> None:
-        """`tenants` gives the configuration's section, as it is now."""
+        """`tenants` gives the configuration's section, as it is now. Called on a thread: it may be large."""
         self._tenants = tenants
 
     async def load(self) -> Document:
         """See CatalogStore."""
-        return Document(0, self._tenants())
+        return Document(0, await asyncio.to_thread(self._tenants))
 
     async def save(self, document: Document, entry: AuditEntry, /) -> None:
         """See CatalogStore."""

@@ -143,7 +143,7 @@ def _check_cancelled() -> None:
 def _tenants(raw: Any) -> dict[str, Any]:
     try:
         return {} if raw is None else _decode_tenants(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Failure(Kind.INTERNAL, f"the catalog in Redis can't be used: {error}") from None
 
 

@@ -25,6 +25,9 @@ from yaml.nodes import ScalarNode
 
 _HEAD: Final = "# Written by llmg. Comments are lost when the admin API changes something.\n"
 _DEEPEST: Final = 100
+_COPIES: Final = (
+    1_000_000  # values that aliases may stand for: a few lines of them can stand for more than memory holds
+)
 _TAG: Final = "tag:yaml.org,2002:"
 _VALUES: Final = frozenset(f"{_TAG}{name}" for name in ("null", "bool", "int", "float"))
 _Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -49,8 +52,10 @@ class _Bad(ValueError):
 class _Open:
     """A mapping or sequence that has not ended yet."""
 
-    def __init__(self, event: CollectionStartEvent) -> None:
+    def __init__(self, event: CollectionStartEvent, before: int) -> None:
+        """`before`: how many values there were before it."""
         self.anchor = event.anchor
+        self.before = before
         self.value: Any = [] if isinstance(event, SequenceStartEvent) else {}
         self._key: str | None = None
 
@@ -73,10 +78,12 @@ class _Values:
 
     def __init__(self) -> None:
         self._scalars = yaml.SafeLoader("")
-        self._anchors: dict[str, Any] = {}
+        self._anchors: dict[str, tuple[Any, int]] = {}  # with how many values there are in it
         self._open: list[_Open] = []
         self._root: Any = None
         self._documents = 0
+        self._count = 0  # of values, those that aliases stand for among them
+        self._copies = 0
 
     def read(self, events: Iterable[Event]) -> Any:
         """The value of them all."""
@@ -85,7 +92,7 @@ class _Values:
                 self._node(event)
             elif isinstance(event, CollectionEndEvent):
                 ended = self._open.pop()
-                self._take(ended.value, ended.anchor, event)
+                self._take(ended.value, ended.anchor, event, self._count - ended.before)
             elif isinstance(event, DocumentStartEvent):
                 self._documents += 1
                 if self._documents > 1:
@@ -93,16 +100,22 @@ class _Values:
         return self._root
 
     def _node(self, event: Any) -> None:
+        self._count += 1
         if isinstance(event, AliasEvent):
             if event.anchor not in self._anchors:
                 raise _Bad("an alias without its anchor", event.start_mark)
-            self._take(self._anchors[event.anchor], None, event)
+            value, size = self._anchors[event.anchor]
+            self._count += size
+            self._copies += size
+            if self._copies > _COPIES:
+                raise _Bad("its aliases stand for too much", event.start_mark)
+            self._take(value, None, event)
         elif event.tag is not None:
             raise _Bad("tags (`!...`) are not understood", event.start_mark)
         elif isinstance(event, ScalarEvent):
             self._take(self._scalar(event), event.anchor, event)
         else:
-            self._open.append(_Open(event))
+            self._open.append(_Open(event, self._count))
             if len(self._open) > _DEEPEST:
                 raise _Bad("it is nested too deeply", event.start_mark)
 
@@ -114,9 +127,9 @@ class _Values:
             return event.value
         return self._scalars.construct_object(ScalarNode(tag, event.value))
 
-    def _take(self, value: Any, anchor: str | None, event: Event) -> None:
+    def _take(self, value: Any, anchor: str | None, event: Event, size: int = 1) -> None:
         if anchor is not None:
-            self._anchors[anchor] = value
+            self._anchors[anchor] = value, size
         if self._open:
             self._open[-1].add(value, event)
         else:

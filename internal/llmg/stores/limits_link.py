@@ -55,9 +55,10 @@ class Note:
 
 
 class _Ask:
-    __slots__ = ("id", "levels", "made", "reply", "tokens")
+    __slots__ = ("again", "id", "levels", "made", "reply", "tokens")
 
     def __init__(self, id: str, levels: Sequence[Level], tokens: int, made: float, reply: asyncio.Future[Any]) -> None:
+        self.again = False  # was it asked before, and came too late?
         self.id = id
         self.levels = levels
         self.tokens = tokens
@@ -107,6 +108,7 @@ class Link:
         self._lease = int(lease * 1e6)
         self._beat = min(_LONGEST_BEAT, lease / 3)
         self._server = ServerClock()
+        self._took = 0.0  # seconds that Redis took for what was sent last
         self._epoch = ""
         self._in_step = False
         self._stepped = asyncio.Event()
@@ -207,7 +209,6 @@ class Link:
     async def _get_in_step(self) -> None:
         """Makes Redis and this process know the same, and each other's clock."""
         await self._redis.decide(self._line.connect, CONNECT)
-        self._server = ServerClock()
         while True:
             known = self._epoch
             epoch, ready = await self._greet()
@@ -263,6 +264,9 @@ class Link:
             try:
                 await self._send(notes, asks, _some(self._renewals, 1))
             except BaseException as error:
+                # Nobody knows whether they were noted. To give back twice would let in more than the limit.
+                for note in notes:
+                    note.tokens = max(0, note.tokens)
                 self._notes.extendleft(reversed(notes))
                 for ask in asks:
                     _refuse(ask.reply, error if isinstance(error, Exception) else Away("the gateway stops"))
@@ -271,15 +275,20 @@ class Link:
     async def _send(self, notes: list[Note], asks: list[_Ask], renewals: list[tuple[str, Sequence[str]]]) -> None:
         now = self._clock.monotonic()
         within = self._redis.timeout
-        if asks:  # what they have waited already is theirs; but if it was we who took it, Redis gets a chance
-            within = max(asks[0].made + within - now, within / 4)
+        if asks:  # what they have waited for Redis already is theirs; what they waited for us is not its fault
+            within = max(within - min(now - asks[0].made, self._took), within / 4)
         commands = [self._noting(note, within) for note in notes] + [self._asking(ask, within) for ask in asks]
         commands += [self._renewing(level, ids, within) for level, ids in renewals]
         replies = await self._exchange(commands, within)
         late = [note for note, reply in zip(notes, replies, strict=False) if reply[0] == LATE]
         self._notes.extendleft(reversed(late))
-        for ask, reply in zip(asks, replies[len(notes) :], strict=False):
-            if reply[0] not in (DONE, FULL):
+        answered = list(zip(asks, replies[len(notes) :], strict=False))
+        once_more = [ask for ask, reply in answered if reply[0] == LATE and not (ask.again or ask.reply.done())]
+        self._asks.extendleft(reversed(once_more))
+        for ask, reply in answered:
+            if reply[0] == LATE and not ask.again:
+                ask.again = True  # it is there, and has counted nothing
+            elif reply[0] not in (DONE, FULL):
                 _refuse(ask.reply, Away("too late, or not in step"))
             elif ask.reply.done():
                 self._take_back(ask.id, ask.levels, ask.tokens, reply)
@@ -294,6 +303,7 @@ class Link:
         received = self._clock.monotonic()
         for reply in replies:
             self._server.seen(reply[1], sent, received)
+        self._took = max(reply[1] for reply in replies) / 1e6 - self._server.micros(sent) / 1e6
         return replies
 
     def _noting(self, note: Note, within: float) -> Words:

@@ -11,7 +11,8 @@
 | weight, compatible            | nothing: it is told                                                       |
 
 There, the nearest upstream held as a whole; here, the nearest of each field does. So a key that an upstream lacks is
-written as none where a level above has one; what else differs is told.
+written as none where a level above has one, and where it has an address of its own: the provider's key is not for that.
+What else differs is told.
 """
 
 from __future__ import annotations
@@ -222,7 +223,7 @@ class _Builder:
             self._tell_skipped(path, above)
             return
         own = _override(node, self._provider)
-        if "api_key" not in own and any("api_key" in upstream for upstream in above):
+        if "api_key" not in own and ("base_url" in own or any("api_key" in upstream for upstream in above)):
             own["api_key"] = ""
         if {name for upstream in above for name in upstream.get("headers", {})} - set(own.get("headers", {})):
             self.note(f"{_written(path)}: the headers of the levels above are sent, too")

@@ -33,7 +33,7 @@ _LONGEST_WAIT: Final = 1.0
 CONNECT: Final = 1.0
 """Seconds that connecting may take."""
 _PATIENCE: Final = 5.0  # of those who may wait
-_LAST_LOOK: Final = 0.001
+_LOOKS: Final = 4  # for an answer, until it is too late
 _APART: Final = 5.0  # troubles that are further apart don't follow on one another
 
 
@@ -188,15 +188,17 @@ class Line:
 
 
 async def _bounded(awaitable: Awaitable[T], seconds: float) -> T:
-    """Its result. Raises TimeoutError; whatever was under way is cancelled then, and its connection closed."""
+    """Its result. Raises TimeoutError; whatever was under way is cancelled then, and its connection closed.
+
+    It is looked for several times. While our own loop stands still, as it does when many requests come at once, the
+    answer may lie there unread: that costs one look, and is not taken for Redis's fault.
+    """
     task = asyncio.ensure_future(awaitable)
     try:
-        await asyncio.wait([task], timeout=seconds)
-        if not task.done():
-            # If our own loop stood still, the answer may lie there unread: a last look, before the blame is Redis's.
-            await asyncio.wait([task], timeout=_LAST_LOOK)
-        if task.done():
-            return task.result()
+        for _ in range(_LOOKS):
+            await asyncio.wait([task], timeout=seconds / _LOOKS)
+            if task.done():
+                return task.result()
     finally:
         if not task.done():
             task.cancel()

@@ -83,9 +83,7 @@ class Book:
 
     def _tidy(self, slot: int) -> None:
         self._tidied = slot
-        for window in self._windows.values():
-            window.advance(slot)
-        self._windows = {name: window for name, window in self._windows.items() if not window.idle()}
+        self._windows = {name: window for name, window in self._windows.items() if not window.idle(slot)}
 
 
 def _counted(levels: Sequence[Level], windows: Sequence[Window], slot: int, tokens: int, now: float) -> Entry:

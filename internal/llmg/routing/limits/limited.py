@@ -129,7 +129,7 @@ class _Counted:
         if not self._prompt:
             return 0
         if self._words:
-            if self._usage is not None and self._usage.final:
+            if self._usage is not None and self._usage.final and self._usage.total_tokens >= 0:  # less would be a gift
                 return self._usage.total_tokens
             return self._prompt + -(-self._characters // _CHARACTERS)
         if isinstance(error, Exception) or not self._context.trail:

@@ -71,9 +71,9 @@ class Window:
         """Seconds until nothing is counted."""
         return max(0.0, self._newest + SLOTS - now) if self.requests or self.tokens else 0.0
 
-    def idle(self) -> bool:
-        """Is there nothing to remember?"""
-        return not (self.requests or self.tokens or self.held)
+    def idle(self, slot: int) -> bool:
+        """Is there nothing to remember when it is that late? Looks at no slot, as there may be many levels."""
+        return not self.held and slot - self._newest >= SLOTS
 
     def slots(self) -> Iterator[tuple[int, int, int]]:
         """What is counted: slot, requests, tokens."""

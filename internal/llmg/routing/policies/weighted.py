@@ -31,7 +31,7 @@ class Weighted(Unmoved):
         credit, weights = list(self._credit), self._weights
         order = one_by_one(lambda left: left[0] if len(left) == 1 else self._turn(credit, left), candidates)
         return [
-            Ranked(index, self._credit[index] + weights[index], f"credit with this turn's weight of {weights[index]:g}")
+            Ranked(index, self._credit[index] + weights[index], f"saved-up turns {self._credit[index] + weights[index]:g} (+{weights[index]:g} a turn), the most goes first")
             for index in order
         ]
 

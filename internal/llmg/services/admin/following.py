@@ -27,6 +27,8 @@ class Following:
         self._apply = apply
         self._lock = asyncio.Lock()
         self._held: Document | None = None
+        self._refused: int | None = None  # the version that could not be taken over, if that was the latest
+        self._reconsider = asyncio.Event()
 
     @property
     def version(self) -> int:
@@ -38,12 +40,33 @@ class Following:
         async with self._lock:  # so that what was loaded last is applied last
             document = await self._store.load()
             if document != self._held:  # a store that was emptied and filled again counts from 1
+                self._refused = document.version
                 await self._apply(document.tenants, document.version)
                 self._held = document
+            self._refused = None
+
+    def reconsider(self) -> None:
+        """What catalogs have to fit is another: one that was refused may hold now."""
+        self._reconsider.set()
 
     async def run(self) -> NoReturn:
-        """Takes over each change within a second of it, until it is cancelled."""
-        await self._store.watch(self.version, self._changed)
+        """Takes over each change within a second of it, until it is cancelled. Whatever goes wrong: a key that was
+        revoked must not be good for as long as the process lives."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch())
+            while True:
+                await self._reconsider.wait()
+                self._reconsider.clear()
+                if self._refused is not None:
+                    await self._changed(self._refused)
+
+    async def _watch(self) -> NoReturn:
+        while True:
+            try:
+                await self._store.watch(self.version, self._changed)
+            except Exception:
+                log.exception("the catalog could not be watched", again_in=self._again)
+                await asyncio.sleep(self._again)
 
     async def _changed(self, version: int) -> None:
         """Tries until it is known what the store holds: it tells of a change once."""
