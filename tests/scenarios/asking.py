@@ -6,24 +6,37 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, Literal
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from llmg.core.assemble import Answer
 from llmg.core.errors import Kind
 from llmg.core.usage import Usage
 from llmg.ports import Provider
+from llmg.services.admin import Admin
+from llmg.services.admission import Admission
+from llmg.services.models import Models
+from llmg.wire.openai.embeddings import floats
+from support.doors import admission
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """A request: `openai` in OpenAI's shape (REST, WebSocket), `gateway` in the JSON of chat.proto (gRPC, GraphQL).
+    """A request: `openai` in OpenAI's shape (REST, WebSocket), `gateway` in the JSON of the protos (gRPC, GraphQL).
 
-    That both say the same is tested: providers see the same request by all doors.
+    That both say the same is tested: providers see the same request by all doors. `Raw` is sent as it is, whatever it
+    is, amid what a door wraps its requests in; `protobuf` is what gRPC sends of it.
     """
 
-    openai: dict[str, Any]
-    gateway: dict[str, Any]
+    openai: dict[str, Any] | Raw
+    gateway: dict[str, Any] | Raw
+    protobuf: bytes | None = None
+
+    @property
+    def typed(self) -> dict[str, Any]:
+        """`gateway`, which is not raw."""
+        assert isinstance(self.gateway, dict)
+        return self.gateway
 
 
 def asked(text: str = "Hello", *, openai: Mapping[str, Any] = {}, gateway: Mapping[str, Any] = {}) -> Asked:
@@ -34,10 +47,17 @@ def asked(text: str = "Hello", *, openai: Mapping[str, Any] = {}, gateway: Mappi
     )
 
 
+def vectors_asked(*, openai: Mapping[str, Any], gateway: Mapping[str, Any]) -> Asked:
+    """A request for vectors."""
+    return Asked(openai={"model": "m", **openai}, gateway={"model": "m", **gateway})
+
+
 class Told(Struct, frozen=True, kw_only=True):
-    """What a client learns; ids and times are none of it. `field`: the last name in the path of the field at fault."""
+    """What a client learns; ids and times are none of it. `vectors`: their indices and values. `field`: the last name
+    in the path of the field at fault."""
 
     choices: tuple[Any, ...] = ()
+    vectors: tuple[tuple[int, tuple[float, ...]], ...] = ()
     usage: Usage | UnsetType = UNSET
     failure: Kind | None = None
     field: str | None = None
@@ -55,14 +75,22 @@ def told(answer: Answer) -> Told:
         )
         for choice in answer.choices
     ]
-    return Told(choices=tuple(choices), usage=answer.usage)
+    vectors = answer.result.vectors if answer.result is not UNSET else ()
+    return Told(
+        choices=tuple(choices),
+        vectors=tuple((vector.index, tuple(floats(vector.values))) for vector in vectors),
+        usage=answer.usage,
+    )
 
 
 def failed(kind: Kind, path: str | None, retry_after: float | None = None) -> Told:
     """Of a failure. Doors name fields by paths of their own: `chat.top_logprobs`, `/topLogprobs`, `topLogprobs`."""
     names = re.findall(r"[A-Za-z_]\w*", path or "")
     field = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", names[-1]).lower() if names else None
-    return Told(failure=kind, field=field, retry_after=retry_after)
+    return Told(failure=kind, field=_OPENAI.get(field, field) if field else None, retry_after=retry_after)
+
+
+_OPENAI = {"inputs": "input"}  # what the gateway's own messages call otherwise
 
 
 class Way(Struct, frozen=True, kw_only=True):
@@ -142,6 +170,20 @@ class Client(ABC):
             return await reading.rest()
 
 
+class Behind(Struct, frozen=True, kw_only=True):
+    """What a door is put before."""
+
+    pipeline: Provider
+    let_in: Admission
+    models: Models | None = None
+    admin: Admin | None = None
+
+
+def behind(pipeline: Provider, keys: Mapping[str, str] = {}) -> Behind:
+    """Lets in who has one of these keys, by name; everybody, where there are none."""
+    return Behind(pipeline=pipeline, let_in=admission(keys))
+
+
 class Served(ABC):
     """A server with the door."""
 
@@ -157,7 +199,40 @@ class Served(ABC):
 
 
 class Door(Struct, frozen=True, kw_only=True):
-    """A row: how it is served, and whether answers come in pieces there."""
+    """A row: how it is served, whether answers come in pieces there, and in which shape it is asked, where what is no
+    request can be sent to it at all."""
 
-    serve: Callable[[Provider, Mapping[str, str]], AbstractAsyncContextManager[Served]]
-    streams: bool
+    serve: Callable[[Behind], AbstractAsyncContextManager[Served]]
+    streams: bool = False
+    raw: Shape | None = None
+
+
+Shape = Literal["openai", "websocket", "gateway", "graphql", "grpc"]
+
+
+class Reader(ABC):
+    """Somebody at a door who looks around, with a key."""
+
+    @abstractmethod
+    async def models(self) -> list[str] | Told:
+        """The names of all models; what is told, if they are not."""
+
+    @abstractmethod
+    async def model(self, name: str) -> list[str] | Told:
+        """That of one."""
+
+
+class Administrator(Reader):
+    """Somebody at a door where the catalog is administered."""
+
+    @abstractmethod
+    async def tenants(self) -> list[str] | Told:
+        """The names of all tenants."""
+
+
+class Look(Struct, frozen=True, kw_only=True):
+    """A row: how somebody with that key comes to the door, and what is told there of a model that is not there."""
+
+    at: Callable[[Behind, str], AbstractAsyncContextManager[Reader]]
+    missing: Told
+    administers: bool = False

@@ -1,4 +1,4 @@
-"""The scenarios: what is asked, what the provider does, and what a client must learn, whatever door it came by."""
+"""The scenarios of chats: what is asked, what the provider does, and what a client must learn at whatever door."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def refused(field: str, *, openai: Mapping[str, Any], gateway: Mapping[str, Any]
 def unable(capability: str, field: str, *, openai: Mapping[str, Any], gateway: Mapping[str, Any]) -> Scenario:
     """A request that no target of the model can answer, as the router refuses it, because of this field."""
     asks = asked(openai=openai, gateway=gateway)
-    request, context = decode_chat(ParseDict(asks.gateway, Chat()), stream=False), a_context()
+    request, context = decode_chat(ParseDict(asks.typed, Chat()), stream=False), a_context()
     target = Target(provider="p", model="x", inner=Scripted(), profile=Profile(lacks=frozenset({capability})))
     group = Group(name="m", targets=(target,), policy=First())
     failure = Demand(request, View(request, context), context).failure(group)

@@ -21,7 +21,8 @@ from llmg.ports import Answering, Provider
 from llmg.routing.router import Models, Router
 from llmg.routing.timeouts import Limits, Timeouts
 from llmg.testing.scripted import Gate, Script, Scripted, saying
-from scenarios.asking import Client, Door, Told, Way, asked, failed
+from scenarios.asking import Client, Door, Told, Way, asked, behind, failed
+from scenarios.clients import sockets
 from scenarios.columns import DOORS, STREAMS
 from support.http import PATIENCE
 
@@ -34,7 +35,7 @@ through_each_stream = pytest.mark.parametrize("door", STREAMS.values(), ids=STRE
 @asynccontextmanager
 async def at(door: Door, provider: Provider, keys: Mapping[str, str] = {}, **how: Any) -> AsyncIterator[Client]:
     """Somebody at the door."""
-    async with door.serve(provider, keys) as served, served.client(**how) as client:
+    async with door.serve(behind(provider, keys)) as served, served.client(**how) as client:
         yield client
 
 
@@ -114,14 +115,15 @@ async def test_a_model_that_nobody_declared(door: Door) -> None:
 
 @through_each
 async def test_a_deadline_that_passes(door: Door) -> None:
-    provider = Scripted(Script(at_enter=Gate()))
+    provider = Scripted(Script(steps=saying("hi")), Script(at_enter=Gate()))
     within = Timeouts(provider, Limits(first_event=PATIENCE, idle=PATIENCE, total=PATIENCE))
     async with at(door, within) as client:
-        assert await client.ask(asked(), timeout=0.05) == failed(Kind.DEADLINE_EXCEEDED, None)
-    deadline = provider.calls[0].context.deadline
-    assert deadline is not None
+        assert (await client.ask(asked())).failure is None  # gRPC's clients begin to count before they are connected
+        assert await client.ask(asked(), timeout=0.2) == failed(Kind.DEADLINE_EXCEEDED, None)
+    _, call = provider.calls
+    assert call.context.deadline is not None
     async with asyncio.timeout(PATIENCE):
-        await provider.calls[0].cancelled.wait()
+        await call.cancelled.wait()
 
 
 @through_each
@@ -152,7 +154,7 @@ async def test_an_answer_under_way_outlives_the_drain(door: Door) -> None:
     gate = Gate()
     start, *rest = saying("Hello", " there")
     provider = Scripted(Script(steps=[start, gate, *rest]))
-    async with door.serve(provider, {}) as served, served.client() as client, client.begin(asked()) as reading:
+    async with door.serve(behind(provider)) as served, served.client() as client, client.begin(asked()) as reading:
         async with asyncio.timeout(PATIENCE):
             await gate.reached.wait()
         draining = asyncio.create_task(served.drain(PATIENCE))
@@ -165,7 +167,7 @@ async def test_an_answer_under_way_outlives_the_drain(door: Door) -> None:
 @through_each
 async def test_an_answer_that_takes_longer_than_the_drain_is_cut_with_a_word(door: Door) -> None:
     provider = Scripted(Script(steps=[Gate()]))
-    async with door.serve(provider, {}) as served, served.client() as client, client.begin(asked()) as reading:
+    async with door.serve(behind(provider)) as served, served.client() as client, client.begin(asked()) as reading:
         await first_call(provider)
         draining = asyncio.create_task(served.drain(0))
         assert await reading.rest() == failed(Kind.SHUTTING_DOWN, None)
@@ -233,7 +235,7 @@ def _batches() -> Iterator[Batch]:
 @through_each_stream
 async def test_a_slow_reader_slows_its_own_upstream_alone(door: Door) -> None:
     provider = Long()
-    async with door.serve(provider, {}) as served, served.client(slow=True) as client:
+    async with door.serve(behind(provider)) as served, served.client(slow=True) as client:
         tracemalloc.start()
         try:
             async with client.begin(asked()) as reading:
@@ -247,6 +249,31 @@ async def test_a_slow_reader_slows_its_own_upstream_alone(door: Door) -> None:
             tracemalloc.stop()
         async with asyncio.timeout(PATIENCE):
             await provider.left.wait()
+
+
+@pytest.mark.parametrize("door", sockets.DOORS.values(), ids=sockets.DOORS)
+async def test_what_a_slow_reader_has_yet_to_read_is_little_before_the_answer_to_its_ping(door: Door) -> None:
+    """Else it takes a server that is there for one that is not."""
+    provider = Long()
+    async with at(door, provider) as client, client.begin(asked()) as reading:
+        await reading.some()
+        await plateau(provider)
+        assert isinstance(reading, sockets.SocketReading)
+        assert await reading.ping() < 1 << 20
+
+
+@pytest.mark.parametrize("door", sockets.DOORS.values(), ids=sockets.DOORS)
+async def test_who_leaves_in_the_middle_of_a_long_answer_ends_it(door: Door) -> None:
+    """Though its upstream never waits for anything, and the server is not held up by the client."""
+    provider = Long()
+    async with at(door, provider) as client:
+        async with client.begin(asked()) as reading:
+            assert isinstance(reading, sockets.SocketReading)
+            await reading.some()
+            await reading.ping()
+        async with asyncio.timeout(PATIENCE):
+            await provider.left.wait()
+    assert provider.taken < EVENTS * TAKEN_AT_MOST
 
 
 async def plateau(provider: Long) -> int:

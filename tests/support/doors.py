@@ -33,6 +33,7 @@ from llmg.gatewayapi.v1.embeddings_pb2_grpc import EmbeddingServiceStub
 from llmg.gatewayapi.v1.models_pb2_grpc import ModelServiceStub
 from llmg.ports import Provider
 from llmg.routing.catalog import EVERYBODY, Catalog, Key
+from llmg.services.admin import Admin
 from llmg.services.admission import Admission, Authenticator, digest
 from llmg.services.explain import Explain
 from llmg.services.models import Model, Models
@@ -81,11 +82,14 @@ async def grpc_door(
     max_message: int = 1 << 20,
     models: Models | None = None,
     keys: Mapping[str, str] = {},
+    let_in: Admission | None = None,
     explain: Explain | None = None,
+    admin: Admin | None = None,
 ) -> AsyncIterator[GrpcDoor]:
-    """The gRPC door before this pipeline."""
-    inference = Inference(pipeline, admission(keys), explain=explain)
-    server = GrpcServer(inference, models or some_models(), limits=Limits(message=max_message), reflection=True)
+    """The gRPC door before this pipeline. `let_in`: where it is not done by keys."""
+    inference = Inference(pipeline, let_in or admission(keys), explain=explain)
+    limits = Limits(message=max_message)
+    server = GrpcServer(inference, models or some_models(), admin=admin, limits=limits, reflection=True)
     address = f"127.0.0.1:{await server.start('127.0.0.1:0')}"
     try:
         async with grpc.aio.insecure_channel(address, [("grpc.max_receive_message_length", -1)]) as channel:
@@ -113,23 +117,25 @@ async def rest_door(
     pipeline: Provider,
     *,
     keys: Mapping[str, str] = {},
+    models: Models | None = None,
     let_in: Admission | None = None,
     explain: Explain | None = None,
+    admin: Admin | None = None,
 ) -> AsyncIterator[HttpDoors]:
     """All doors of HTTP before this pipeline. `let_in`: where it is not done by keys."""
-    let_in, draining = let_in or admission(keys), Draining()
+    let_in, models, draining = let_in or admission(keys), models or some_models(), Draining()
     made = (pipeline, let_in, 1 << 20, 10.0)
     openai = openai_routes(
         chat=ChatCompletions(*made),
         embeddings=Embeddings(*made),
-        models=some_models(),
+        models=models,
         admission=let_in,
         explain=None if explain is None else ExplainRoute(explain, let_in, 1 << 20),
     )
-    graphql = make_graphql(pipeline=pipeline, models=some_models(), admission=let_in, explain=explain)
+    graphql = make_graphql(pipeline=pipeline, models=models, admission=let_in, explain=explain, admin=admin)
     websocket = make_websocket(pipeline=pipeline, admission=let_in, explain=explain)
     inference = Inference(pipeline, let_in, door="gateway", explain=explain)
-    upstream = InProcess(handlers(inference, some_models()), let_in)
+    upstream = InProcess(handlers(inference, models, admin), let_in)
     gateway = make_gateway(upstream=upstream, bindings=bindings(DESCRIPTORS), max_body=1 << 20)
     sockets = {"/graphql": graphql, "/v1/ws": websocket}
     own = Routes(sockets, {"/api/{path:path}": gateway}, sockets)

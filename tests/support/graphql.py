@@ -12,7 +12,7 @@ from llmg.core.events import Annotated, Closed, Delta, Event, Finished, Notice, 
 from llmg.core.usage import Usage
 
 _LOGPROBS = "logprobs { token logprob bytes top { token logprob bytes } }"
-_USAGE = """inputTokens outputTokens cachedTokens cacheWrittenTokens reasoningTokens inputAudioTokens outputAudioTokens
+USAGE = """inputTokens outputTokens cachedTokens cacheWrittenTokens reasoningTokens inputAudioTokens outputAudioTokens
   acceptedPredictionTokens rejectedPredictionTokens estimated final"""
 STREAM = f"""subscription ($input: ChatInput!, $timeout: Float) {{
   chatCompletion(input: $input, timeout: $timeout) {{ events {{ __typename
@@ -22,14 +22,14 @@ STREAM = f"""subscription ($input: ChatInput!, $timeout: Float) {{
   ... on Annotated {{ choice part annotation }}
   ... on Closed {{ choice part }}
   ... on Finished {{ choice reason nativeReason stopSequence }}
-  ... on Usage {{ {_USAGE} }}
+  ... on Usage {{ {USAGE} }}
   ... on Notice {{ noticeKind: kind noticeData: data }}
 }} }} }}"""
 WHOLE = f"""mutation ($input: ChatInput!, $timeout: Float) {{
   createChatCompletion(input: $input, timeout: $timeout) {{
   id created model systemFingerprint serviceTier
   choices {{ index finishReason nativeReason stopSequence parts {{ kind text data toolId: id name {_LOGPROBS} }} }}
-  usage {{ {_USAGE} }}
+  usage {{ {USAGE} }}
 }} }}"""
 
 

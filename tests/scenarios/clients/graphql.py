@@ -7,19 +7,36 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from msgspec import Raw
+
 from llmg.core.assemble import assemble
 from llmg.core.errors import Kind
-from llmg.core.events import Event, check
+from llmg.core.events import Embedding, Embeddings, Event, Result, Started, check
 from llmg.wire import sse
-from scenarios.asking import Asked, Told, Way, by_facts, by_headers, failed, told
-from scenarios.clients.http import Posted, door
+from scenarios.asking import Administrator, Asked, Told, Way, by_facts, by_headers, failed, told
+from scenarios.clients.http import HttpReader, Posted, door, look
 from support import graphql
 from support.http import Response
+
+VECTORS = f"""mutation ($input: CreateEmbeddingsInput!, $timeout: Float) {{
+  createEmbeddings(input: $input, timeout: $timeout) {{ model embeddings {{ index values }}
+    usage {{ {graphql.USAGE} }} }}
+}}"""
 
 
 def operation(document: str, asked: Asked, timeout: float | None) -> dict[str, Any]:
     """A request's body."""
-    return {"query": document, "variables": {"input": graphql.input_of(asked.gateway), "timeout": timeout}}
+    return {"query": document, "variables": {"input": _input(asked.gateway), "timeout": timeout}}
+
+
+def _input(given: dict[str, Any] | Raw) -> Any:
+    if isinstance(given, Raw):
+        return Raw(bytes(given).replace(b'"ROLE_', b'"'))
+    made = graphql.input_of(given)
+    for one in made.get("inputs", ()):
+        if "tokens" in one:
+            one["tokens"] = one["tokens"]["ids"]
+    return made
 
 
 def refused(result: dict[str, Any]) -> Told | None:
@@ -40,6 +57,16 @@ def streamed(results: Iterator[dict[str, Any]]) -> Told:
         events += graphql.events([result["data"]["chatCompletion"]])
     check(events)
     return told(assemble(events))
+
+
+def vectors(result: dict[str, Any]) -> Told:
+    """What the answer to a request for vectors tells."""
+    if (failure := refused(result)) is not None:
+        return failure
+    payload = result["data"]["createEmbeddings"]
+    found = tuple(Embedding(one["index"], tuple(one["values"])) for one in payload["embeddings"])
+    events: list[Event] = [Started("", 0, payload["model"]), Result(Embeddings(found))]
+    return told(assemble(events if payload["usage"] is None else [*events, graphql.usage(payload["usage"])]))
 
 
 def way(results: Iterator[dict[str, Any]]) -> Way:
@@ -111,13 +138,47 @@ def _by(accept: str, read: Any, results: Callable[[bytes], Iterator[dict[str, An
     )
 
 
+class Reader(HttpReader, Administrator):
+    """Of the lists."""
+
+    async def models(self) -> list[str] | Told:
+        """See Reader."""
+        return await self._names("{ models { id } }", lambda data: [one["id"] for one in data["models"]])
+
+    async def model(self, name: str) -> list[str] | Told:
+        """See Reader."""
+        asked = f"{{ model(id: {json.dumps(name)}) {{ id }} }}"
+        return await self._names(asked, lambda data: [data["model"]["id"]])
+
+    async def tenants(self) -> list[str] | Told:
+        """See Administrator."""
+        asked = "{ levels { levels { name } } }"
+        return await self._names(asked, lambda data: [one["name"] for one in data["levels"]["levels"]])
+
+    async def _names(self, document: str, names: Callable[[dict[str, Any]], list[str]]) -> list[str] | Told:
+        result = (await self.post("/graphql", {"query": document})).json()
+        return refused(result) or names(result["data"])
+
+
 DOORS = {
     "GraphQL mutation": door(
         Posted(path="/graphql", body=partial(operation, graphql.WHOLE), told=_whole, way=partial(_way, _one)),
-        streams=False,
+        raw="graphql",
     ),
-    "GraphQL SSE": door(_by("text/event-stream", _by_sse, _sse_results), streams=True),
+    "GraphQL SSE": door(_by("text/event-stream", _by_sse, _sse_results), streams=True, raw="graphql"),
     "GraphQL multipart": door(
-        _by('multipart/mixed;subscriptionSpec="1.0"', _by_multipart, _multipart_results), streams=True
+        _by('multipart/mixed;subscriptionSpec="1.0"', _by_multipart, _multipart_results), streams=True, raw="graphql"
     ),
 }
+EMBEDDERS = {
+    "GraphQL mutation": door(
+        Posted(
+            path="/graphql",
+            body=partial(operation, VECTORS),
+            told=lambda response: vectors(response.json()),
+            way=partial(_way, _one),
+        ),
+        raw="graphql",
+    )
+}
+READERS = {"GraphQL": look(Reader, missing=failed(Kind.MODEL_NOT_FOUND, "id"), administers=True)}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
-from llmg.ports import Provider
-from scenarios.asking import Asked, Client, Door, Reading, Served, Told, Way, by_headers
+from scenarios.asking import Asked, Behind, Client, Door, Look, Reader, Reading, Served, Shape, Told, Way, by_headers
 from support.doors import HttpDoors, rest_door
 from support.http import Connection, Response
 
@@ -85,9 +84,8 @@ class HttpClient(Client):
         """See Client."""
         headers = {**self._headers, **({} if timeout is None else self._posted.deadline(timeout))}
         async with self._doors.connect(receive_buffer=SMALL if self._slow else None) as connection:
-            await connection.write(
-                "POST", self._posted.path, json.dumps(self._posted.body(asked, timeout)).encode(), headers
-            )
+            body = msgspec.json.encode(self._posted.body(asked, timeout))
+            await connection.write("POST", self._posted.path, body, headers)
             yield HttpReading(connection, self._posted)
 
 
@@ -110,13 +108,44 @@ class HttpServed(Served):
         await self._doors.drain(grace)
 
 
-def door(posted: Posted, *, streams: bool) -> Door:
+def door(posted: Posted, *, streams: bool = False, raw: Shape | None = None) -> Door:
     """A row for a door that is asked so."""
 
     @asynccontextmanager
-    async def serve(provider: Provider, keys: Mapping[str, str]) -> AsyncIterator[Served]:
-        async with rest_door(provider, keys=keys) as doors:
+    async def serve(behind: Behind) -> AsyncIterator[Served]:
+        async with http_doors(behind) as doors:
             yield HttpServed(doors, posted)
 
-    made: Callable[[Provider, Mapping[str, str]], AbstractAsyncContextManager[Served]] = serve
-    return Door(serve=made, streams=streams)
+    return Door(serve=serve, streams=streams, raw=raw)
+
+
+def http_doors(behind: Behind) -> AbstractAsyncContextManager[HttpDoors]:
+    """All doors of HTTP."""
+    return rest_door(behind.pipeline, let_in=behind.let_in, models=behind.models, admin=behind.admin)
+
+
+class HttpReader:
+    """Somebody with a key."""
+
+    def __init__(self, doors: HttpDoors, key: str) -> None:
+        self._doors = doors
+        self._headers = {"Authorization": f"Bearer {key}"}
+
+    async def get(self, path: str) -> Response:
+        """What is there."""
+        return await self._doors.ask("GET", path, headers=self._headers)
+
+    async def post(self, path: str, body: Any) -> Response:
+        """What a body in JSON is answered with."""
+        return await self._doors.post(path, body, {**self._headers, "Content-Type": "application/json"})
+
+
+def look(reader: Callable[[HttpDoors, str], Reader], *, missing: Told, administers: bool = False) -> Look:
+    """A row for whoever looks around so."""
+
+    @asynccontextmanager
+    async def at(behind: Behind, key: str) -> AsyncIterator[Reader]:
+        async with http_doors(behind) as doors:
+            yield reader(doors, key)
+
+    return Look(at=at, missing=missing, administers=administers)

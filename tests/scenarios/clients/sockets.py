@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import base64
 import socket
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
@@ -21,16 +21,34 @@ from llmg.core.assemble import assemble
 from llmg.core.errors import Kind
 from llmg.core.events import check
 from llmg.core.usage import Usage
-from llmg.ports import Provider
 from llmg.wire import websocket as wire
-from scenarios.asking import Asked, Client, Door, Reading, Served, Told, Way, by_facts, failed, told
-from scenarios.clients.graphql import operation, streamed, way
-from scenarios.clients.http import SMALL
+from llmg.wire.openai.embeddings import floats
+from scenarios.asking import Asked, Behind, Client, Door, Reading, Served, Shape, Told, Way, by_facts, failed, told
+from scenarios.clients.graphql import VECTORS, operation, streamed, vectors, way
+from scenarios.clients.http import SMALL, http_doors
 from support import graphql
-from support.doors import HttpDoors, rest_door
+from support.doors import HttpDoors
 from support.http import PATIENCE
 
 ID = "1"
+# Bytes of what has come and is not read. By itself the system gives megabytes, and each answer to a ping stands behind
+# them: a loaded machine reads those for longer than its client waits for the answer.
+ROOM = 256 << 10
+
+CLOSES: Final[dict[int, Kind]] = {
+    wire.Close.NOT_JSON: Kind.INVALID_REQUEST,
+    wire.Close.NOT_UTF8: Kind.INVALID_REQUEST,
+    wire.Close.PROTOCOL_ERROR: Kind.INVALID_REQUEST,
+    wire.Close.TOO_LARGE: Kind.REQUEST_TOO_LARGE,
+    4403: Kind.UNAUTHENTICATED,  # in GraphQL's protocols
+}
+"""What is told of a message that has no id to answer to: the connection closes, with one of these."""
+
+
+def _closed(how: ConnectionClosed) -> Told:
+    if how.rcvd is None:  # without a word
+        raise how
+    return failed(CLOSES[how.rcvd.code], None)
 
 
 class SocketReading(Reading):
@@ -48,8 +66,19 @@ class SocketReading(Reading):
     async def rest(self) -> Told:
         """See Reading."""
         while (told := self.told(self._frames)) is None:
-            self._frames.append(await self._receive())
+            try:
+                self._frames.append(await self._receive())
+            except ConnectionClosed as closed:
+                return _closed(closed)
         return told
+
+    async def ping(self) -> int:
+        """Asks whether the server is there, and reads until it has said so: how many bytes stood before that."""
+        answered, stood = asyncio.ensure_future(await self._connection.ping()), 0
+        while not answered.done():
+            self._frames.append(await self._receive())
+            stood += len(self._frames[-1])
+        return stood
 
     async def _receive(self) -> bytes:
         async with asyncio.timeout(PATIENCE):
@@ -66,7 +95,7 @@ class Own(SocketReading):
     def told(self, frames: list[bytes]) -> Told | None:
         """See SocketReading."""
         last = _frame(frames[-1]) if frames else None
-        self.way = by_facts(json.loads(frames[-1])) if frames else Way()
+        self.way = by_facts(msgspec.json.decode(frames[-1])) if frames else Way()
         if isinstance(last, wire.Error):
             return failed(last.error.code, last.error.param or None, last.error.retry_after or None)
         if not isinstance(last, wire.Done):
@@ -114,24 +143,41 @@ _DECODE: dict[type, Any] = {
     wire.Finished: lambda g: core.Finished(g.choice, g.reason, g.native_reason),
     wire.Usage: _usage,
     wire.Notice: lambda g: core.Notice(g.kind, g.data),
+    wire.Result: lambda g: core.Result(core.Embeddings(tuple(_embedding(one) for one in g.embeddings))),
 }
 
 
+def _embedding(given: wire.Embedding) -> core.Embedding:
+    if given.packed is not UNSET:
+        assert given.values is UNSET
+        return core.Embedding(given.index, tuple(floats(base64.b64decode(given.packed))))
+    assert given.values is not UNSET
+    return core.Embedding(given.index, tuple(given.values))
+
+
 class ByGraphQL(SocketReading):
-    """A subscription, in either protocol."""
+    """An operation, in either protocol."""
+
+    results: Callable[[Iterator[dict[str, Any]]], Told] = staticmethod(streamed)
 
     def told(self, frames: list[bytes]) -> Told | None:
         """See SocketReading."""
-        last = json.loads(frames[-1]) if frames else {}
+        last = msgspec.json.decode(frames[-1]) if frames else {}
         if last.get("type") == "error":
             errors = last["payload"]
-            return streamed(iter([{"errors": errors if isinstance(errors, list) else [errors]}]))
+            return self.results(iter([{"errors": errors if isinstance(errors, list) else [errors]}]))
         if last.get("type") != "complete":
             return None
-        items = [json.loads(frame) for frame in frames[:-1]]
+        items = [msgspec.json.decode(frame) for frame in frames[:-1]]
         payloads = [item["payload"] for item in items if item["type"] in ("next", "data")]
         self.way = way(iter(payloads))
-        return streamed(iter(payloads))
+        return self.results(iter(payloads))
+
+
+class VectorsByGraphQL(ByGraphQL):
+    """A mutation."""
+
+    results = staticmethod(lambda results: vectors(next(results)))
 
 
 class Speaker(Client):
@@ -154,11 +200,12 @@ class Speaker(Client):
         try:
             connection = await self._connect()
         except InvalidStatus as refused:
-            yield Refused(failed(Kind(json.loads(refused.response.body or b"{}")["error"]["code"]), None))
+            error = msgspec.json.decode(refused.response.body or b"")["error"]
+            yield Refused(failed(Kind(error["code"]), None))
             return
         async with connection:
             if (refusal := await self.greet(connection)) is None:
-                await connection.send(json.dumps(self.start(asked, timeout)))
+                await connection.send(msgspec.json.encode(self.start(asked, timeout)), text=True)
                 yield self.reading(connection)
             else:
                 yield Refused(refusal)
@@ -167,8 +214,7 @@ class Speaker(Client):
     async def _connect(self) -> ClientConnection:
         own = socket.socket()
         own.setblocking(False)
-        if self._slow:
-            own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL if self._slow else ROOM)
         await asyncio.get_running_loop().sock_connect(own, self._address)
         return await connect(
             self._url,
@@ -208,17 +254,32 @@ class SpeaksOwn(Speaker):
     """`llmg.v1`, which without a key in a header has to greet."""
 
     path, protocol, reading = "/v1/ws", wire.SUBPROTOCOL, Own
+    operation: wire.Operation = "chat.completions"
+    encoding: ClassVar[dict[str, str]] = {}
 
     async def greet(self, connection: ClientConnection) -> Told | None:
         """See Speaker."""
-        await connection.send(json.dumps({"type": "init"}))
+        await connection.send('{"type":"init"}')
         frame = _frame(await connection.recv(decode=False))
         return failed(frame.error.code, None) if isinstance(frame, wire.Error) else None
 
     def start(self, asked: Asked, timeout: float | None) -> dict[str, Any]:
         """See Speaker."""
         own = {} if timeout is None else {"timeout": timeout}
-        return {"type": "start", "id": ID, "request": asked.openai, **own}
+        request = asked.openai if isinstance(asked.openai, Raw) else {**asked.openai, **self.encoding}
+        return {"type": "start", "id": ID, "operation": self.operation, "request": request, **own}
+
+
+class EmbedsOwn(SpeaksOwn):
+    """A request for vectors."""
+
+    operation = "embeddings"
+
+
+class EmbedsPacked(EmbedsOwn):
+    """In base64."""
+
+    encoding: ClassVar[dict[str, str]] = {"encoding_format": "base64"}
 
 
 class SpeaksGraphQL(Speaker):
@@ -226,14 +287,15 @@ class SpeaksGraphQL(Speaker):
 
     path, protocol, reading = "/graphql", "graphql-transport-ws", ByGraphQL
     word = "subscribe"
+    document = graphql.STREAM
 
     async def greet(self, connection: ClientConnection) -> Told | None:
         """See Speaker."""
-        await connection.send(json.dumps({"type": "connection_init"}))
+        await connection.send('{"type":"connection_init"}')
         try:
-            answer = json.loads(await connection.recv())
+            answer = msgspec.json.decode(await connection.recv(decode=False))
         except ConnectionClosed as closed:
-            return failed({4403: Kind.UNAUTHENTICATED}[closed.rcvd.code if closed.rcvd else 0], None)
+            return _closed(closed)
         if answer["type"] == "connection_error":
             return failed(Kind[answer["payload"]["extensions"]["code"]], None)
         assert answer["type"] == "connection_ack"
@@ -241,7 +303,7 @@ class SpeaksGraphQL(Speaker):
 
     def start(self, asked: Asked, timeout: float | None) -> dict[str, Any]:
         """See Speaker."""
-        return {"type": self.word, "id": ID, "payload": operation(graphql.STREAM, asked, timeout)}
+        return {"type": self.word, "id": ID, "payload": operation(self.document, asked, timeout)}
 
 
 class SpeaksLegacy(SpeaksGraphQL):
@@ -249,6 +311,20 @@ class SpeaksLegacy(SpeaksGraphQL):
 
     protocol = "graphql-ws"
     word = "start"
+
+
+class EmbedsGraphQL(SpeaksGraphQL):
+    """A mutation, which is an operation like others there."""
+
+    reading = VectorsByGraphQL
+    document = VECTORS
+
+
+class EmbedsLegacy(SpeaksLegacy):
+    """A mutation."""
+
+    reading = VectorsByGraphQL
+    document = VECTORS
 
 
 class SocketServed(Served):
@@ -270,17 +346,23 @@ class SocketServed(Served):
         await self._doors.drain(grace)
 
 
-def _door(speaker: type[Speaker]) -> Door:
+def _door(speaker: type[Speaker], *, streams: bool = False, raw: Shape | None = None) -> Door:
     @asynccontextmanager
-    async def serve(provider: Provider, keys: Mapping[str, str]) -> AsyncIterator[Served]:
-        async with rest_door(provider, keys=keys) as doors:
+    async def serve(behind: Behind) -> AsyncIterator[Served]:
+        async with http_doors(behind) as doors:
             yield SocketServed(doors, speaker)
 
-    return Door(serve=serve, streams=True)
+    return Door(serve=serve, streams=streams, raw=raw)
 
 
 DOORS = {
-    "WebSocket": _door(SpeaksOwn),
-    "GraphQL transport-ws": _door(SpeaksGraphQL),
-    "GraphQL ws (legacy)": _door(SpeaksLegacy),
+    "WebSocket": _door(SpeaksOwn, streams=True, raw="websocket"),
+    "GraphQL transport-ws": _door(SpeaksGraphQL, streams=True, raw="graphql"),
+    "GraphQL ws (legacy)": _door(SpeaksLegacy, streams=True, raw="graphql"),
+}
+EMBEDDERS = {
+    "WebSocket": _door(EmbedsOwn, raw="websocket"),
+    "WebSocket base64": _door(EmbedsPacked),
+    "GraphQL transport-ws": _door(EmbedsGraphQL, raw="graphql"),
+    "GraphQL ws (legacy)": _door(EmbedsLegacy, raw="graphql"),
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from functools import partial
@@ -18,7 +18,7 @@ from graphql import GraphQLError
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from strawberry.asgi import ASGIWebSocketAdapter, GraphQL
-from strawberry.http.exceptions import WebSocketDisconnected
+from strawberry.http.exceptions import NonJsonMessageReceived, WebSocketDisconnected
 from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL, GRAPHQL_WS_PROTOCOL
 from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import BaseGraphQLTransportWSHandler
 from strawberry.subscriptions.protocols.graphql_ws.handlers import BaseGraphQLWSHandler
@@ -48,6 +48,7 @@ _KEYLESS: Final = (
 )
 _LONGEST_REASON: Final = 123  # bytes, in a close frame (RFC 6455, 5.5)
 _TOO_DEEP: Final = "the message is nested too deeply"
+_UNREADABLE: Final = "Failed to parse message"
 _WRONG_SHAPE: Final = (TypeError, AttributeError, ValueError)
 _GOING: Final = Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down")
 _TOO_MANY: Final = Failure(Kind.RATE_LIMITED, "too many operations are under way over this connection")
@@ -113,6 +114,10 @@ class _Leave:
 
 class _Adapter(ASGIWebSocketAdapter):
     """Strawberry's, for which a connection that we have closed ourselves is as gone as one that the client left."""
+
+    def iter_json(self, *, ignore_parsing_errors: bool = False) -> AsyncGenerator[object, None]:
+        """Raises NonJsonMessageReceived: whoever sent what can't be read would wait for ever for its answer."""
+        return super().iter_json()
 
     async def send_json(self, message: Mapping[str, object]) -> None:
         """Raises WebSocketDisconnected."""
@@ -204,7 +209,7 @@ class _TransportHandler(BaseGraphQLTransportWSHandler[Asking, None]):
         try:
             await super().handle_message(message)
         except _WRONG_SHAPE:
-            await self.handle_invalid_message("Failed to parse message")
+            await self.handle_invalid_message(_UNREADABLE)
 
 
 class _LegacyHandler(BaseGraphQLWSHandler[Asking, None]):
@@ -219,6 +224,8 @@ class _LegacyHandler(BaseGraphQLWSHandler[Asking, None]):
                 await super().handle()
             except _TooDeep:
                 await self.websocket.close(code=Close.PROTOCOL_ERROR, reason=_TOO_DEEP)
+            except NonJsonMessageReceived:
+                await self.websocket.close(code=Close.PROTOCOL_ERROR, reason=_UNREADABLE)
             finally:
                 timer.cancel()
 
@@ -262,7 +269,7 @@ class _LegacyHandler(BaseGraphQLWSHandler[Asking, None]):
         try:
             await super().handle_message(message)
         except (KeyError, *_WRONG_SHAPE):
-            await self.websocket.close(code=1002, reason="Failed to parse message")
+            await self.websocket.close(code=Close.PROTOCOL_ERROR, reason=_UNREADABLE)
 
     async def handle_async_results(
         self, operation_id: str, query: str, operation_name: str | None, variables: dict[str, object] | None

@@ -3,15 +3,20 @@
 Slow is not dead: a client that has yet to read what stands before our ping is not let go for want of a pong, but when
 it reads nothing for `write_timeout`. And no client makes us keep more than it may: not by pings whose answers it does
 not read, nor by messages in tiny fragments.
+
+What the system has taken to send can't be overtaken: neither by the answer to a ping nor by a short answer beside a
+long one. So it takes no more than `UNSENT` ahead. By itself it takes megabytes, on which a slow client reads for longer
+than its own patience with our pongs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -23,6 +28,7 @@ from llmg.doors.http.draining import DRAIN, Drain
 from llmg.wire.websocket import Close
 
 CLOSING: Final = 2.0  # seconds that a client has to answer our close, and to read it while it is still sending
+UNSENT: Final = 128 << 10  # bytes that the system takes of us before it can send them; a round trip's worth is enough
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -59,6 +65,14 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self._pong = b""  # the answer to the last ping of a client that does not read
         self._stirred = False  # has the client sent or read anything since our last ping?
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A connection, of which the first request is still to come."""
+        super().connection_made(transport)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            wire = cast(socket.socket, transport.get_extra_info("socket"))
+            with suppress(OSError):  # the client has gone already
+                wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         self._stop_stalled()
@@ -88,6 +102,13 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self._stirred = True
         if self.conn.parser_exc is None:
             super().data_received(data)
+
+    async def send(self, message: Any) -> None:
+        """See ASGI. A transport that has lost its client takes all that is written, and says so in the loop's next
+        turn: an answer that is there already would have none until its end."""
+        if self.transport.is_closing():
+            await asyncio.sleep(0)
+        await super().send(message)
 
     def handle_connect(self, event: Request) -> None:
         """The handshake. The application gets our extension."""
