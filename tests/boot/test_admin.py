@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import grpc
@@ -15,7 +18,7 @@ import pytest
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from llmg.boot.administration import check_catalog, following, make_admin, make_store, translated
+from llmg.boot.administration import check_catalog, following, make_admin, make_store, take_over, translated
 from llmg.boot.cli import app
 from llmg.boot.settings import Settings, with_tenants
 from llmg.boot.system import RandomIds, SystemClock
@@ -78,6 +81,8 @@ async def test_a_change_is_in_force_here_and_in_the_next_process(tmp_path: Path)
     settings = some_settings(catalog={"file": tmp_path / "catalog.yaml"})
     processes = [InForce(settings), InForce(settings)]
     made = [administered(process) for process in processes]
+    for _, follow in made:
+        assert await take_over(follow, asyncio.Event())
     async with following(made[0][1]), following(made[1][1]):
         processes[1].put.clear()
         await made[0][0].create_level(OPS, "tenants/acme", Changes(models={"fast": "m"}))
@@ -111,10 +116,24 @@ async def test_a_catalog_that_cannot_be_used_is_none_to_start_with(tmp_path: Pat
     file = tmp_path / "catalog.yaml"
     file.write_text("tenants: {acme: {models: {fast: none}}}")
     settings = some_settings(catalog={"file": file})
-    _, follow = administered(InForce(settings))
-    with pytest.raises(Failure, match="fast"):
-        async with following(follow):
-            raise AssertionError("it has begun")
+    process = InForce(settings)
+    _, follow = administered(process)
+    with capture_logs() as logs, pytest.raises(Failure, match="fast"):
+        await take_over(follow, asyncio.Event(), patience=0.3)
+    (told,) = logs
+    assert "models.fast" in told["reason"]
+    assert process.versions == []
+
+
+async def test_told_to_stop_it_waits_for_no_catalog(tmp_path: Path) -> None:
+    file = tmp_path / "catalog.yaml"
+    file.write_text("")
+    stop = asyncio.Event()
+    _, follow = administered(InForce(some_settings(catalog={"file": file})))
+    waiting = asyncio.create_task(take_over(follow, stop, patience=3600))
+    stop.set()
+    async with asyncio.timeout(PATIENCE):
+        assert not await waiting
 
 
 async def test_the_configuration_s_own_tenants_are_shown_without_secrets() -> None:
@@ -257,9 +276,13 @@ async def test_the_api_of_a_running_gateway(tmp_path: Path) -> None:
         assert [key["name"] for key in (await run("keys", web))["keys"]] == [f"{web}/keys/k2"]
         assert await run("set", "tenants/acme", "--etag", "x") == (
             1,
-            "invalid 'etag': the level has changed since it was read (INVALID_ARGUMENT)\n",
+            "the level has changed since it was read with this 'etag' (ABORTED)\n",
         )
         assert await run("levels", key="x") == (1, "the API key is not valid (UNAUTHENTICATED)\n")
+        missing = "the gateway needs an administrator's key: name it with --key, or in LLMG_ADMIN_KEY\n"
+        assert await run("levels", key="") == (1, missing)
+        await run("set", web, '{"alias": "web-prod"}')
+        assert (await run("show", "web-prod"))["level"]["name"] == web
         assert (await run("create", "tenants/b", '{"nonsense": 1}'))[0] == 2
         assert (await run("create", "tenants/b", "[]"))[0] == 2
         assert (await run("create", "tenants/b", "{"))[0] == 2
@@ -268,8 +291,119 @@ async def test_the_api_of_a_running_gateway(tmp_path: Path) -> None:
         assert [(e["actor"], e["method"], e["resource"]) for e in entry] == [("ops", "DeleteLevel", "tenants/acme")]
     finally:
         await server.stop(0)
-    code, told = await run("levels")
-    assert (code, "(UNAVAILABLE)" in told) == (1, True)
+    hint = "start one with `llmg serve`, or name another with --address"
+    assert await run("levels") == (1, f"no gateway answers at 127.0.0.1:{port}: {hint}\n")
+
+
+def hang_up(listener: socket.socket) -> None:
+    """On everybody, until it is shut down."""
+    with suppress(OSError):
+        while True:
+            listener.accept()[0].close()
+
+
+def test_what_is_no_gateway_is_told_as_such() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        answering = Thread(target=hang_up, args=(listener,))
+        answering.start()
+        name = "{}:{}".format(*listener.getsockname())
+        code, _, told = llmg("admin", "--address", name, "--key", "k", "levels")
+        listener.shutdown(socket.SHUT_RDWR)
+        answering.join(PATIENCE)
+    assert code == 1
+    assert told.startswith(f"no gateway answers at {name}: ")
+    assert told.endswith("it may want --ca, or be no gRPC\n")
+
+
+def test_a_gateway_s_name_that_is_none() -> None:
+    code, _, told = llmg("admin", "--address", "no-such-host.invalid:1", "--key", "k", "levels")
+    assert (code, told.startswith("no gateway answers at no-such-host.invalid:1: its name can't be resolved")) == (
+        1,
+        True,
+    )
+
+
+# --- catalogs out of their store and into it -------------------------------------------------------------------------
+
+
+OWN: dict[str, Any] = {
+    "acme": {
+        "upstreams": {"openai": {"api_key": "sk-of-acme", "headers": {"x-team": "acme"}}},
+        "teams": {"t": {"groups": {"g": {"endpoints": {"web": {"keys": [{"id": "k1", "sha256": "0" * 64}]}}}}}},
+    }
+}
+
+
+def configured(directory: Path, name: str, **sections: Any) -> str:
+    """Where a configuration with these is."""
+    file = directory / name
+    file.write_text(json.dumps({"providers": PROVIDERS, **sections}))
+    return str(file)
+
+
+async def test_a_catalog_is_exported_and_put_back_when_redis_has_lost_it(tmp_path: Path) -> None:
+    async def run(*words: str) -> tuple[int, str, str]:
+        return await asyncio.to_thread(llmg, "catalog", *words)
+
+    in_file = configured(tmp_path, "file.yaml", catalog={"file": str(tmp_path / "catalog.yaml")})
+    own, backup = tmp_path / "own.yaml", tmp_path / "backup.yaml"
+    own.write_text(json.dumps({"tenants": OWN}))
+    async with redis_server() as server:
+        in_redis = configured(tmp_path, "redis.yaml", catalog={"redis": True}, redis={"url": server.url})
+        assert await run("import", "--file", str(own), "--save", "-c", in_redis) == (
+            0,
+            "saved: version 1, tenants: 1\n",
+            "",
+        )
+        code, said, told = await run("export", "-c", in_redis)
+        assert (code, parse(said.encode()), told) == (0, OWN, "")
+        backup.write_text("old")
+        backup.chmod(0o644)
+        saved = (0, "exported: tenants: 1\n", "")
+        assert await run("export", "-c", in_redis, "--output", str(backup)) == saved
+        assert (backup.stat().st_mode & 0o777, parse(backup.read_bytes())) == (0o600, OWN)
+        assert await run("export", "-c", in_redis, "--output", str(tmp_path / "backup.json")) == saved
+        assert json.loads((tmp_path / "backup.json").read_text()) == {"tenants": OWN}
+        await server.restart()  # empty
+        nothing = (1, "", "there are no tenants in the catalog\n")
+        assert await run("export", "-c", in_redis, "--output", str(backup)) == nothing
+        assert parse(backup.read_bytes()) == OWN
+        assert (await run("import", "--file", str(backup), "--save", "-c", in_redis))[0] == 0
+        assert parse((await run("export", "-c", in_redis))[1].encode()) == OWN
+        await server.kill()
+        assert (await run("export", "-c", in_redis))[::2] == (1, "the catalog's Redis can't be reached\n")
+    assert (await run("import", "--file", str(backup), "--save", "-c", in_file))[0] == 0
+    assert parse((await run("export", "-c", in_file))[1].encode()) == OWN
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
+    code, _, told = llmg("catalog", "export", "-c", configured(tmp_path, "config.yaml"))
+    assert (code, told) == (2, "the catalog is in the configuration itself: there is no other one to export\n")
+    config = configured(tmp_path, "file.yaml", catalog={"file": str(tmp_path / "catalog.yaml")})
+    assert llmg("catalog", "export", "-c", config) == (1, "", "there are no tenants in the catalog\n")
+    (tmp_path / "catalog.yaml").write_text("tenants: {acme: {}}")
+    assert llmg("catalog", "export", "-c", config)[0] == 0
+    assert not (tmp_path / "catalog.yaml.audit.jsonl").exists()  # it is of those who serve
+    code, _, told = llmg("catalog", "export", "-c", config, "--output", str(tmp_path / "none" / "backup.yaml"))
+    assert (code, told.endswith("can't be written: No such file or directory\n")) == (1, True)
+    code, _, told = llmg("catalog", "export", "-c", config, "--output", "/dev/null")
+    assert (code, told) == (2, "/dev/null: expected a file\n")
+    (tmp_path / "catalog.yaml").write_text("tenants: []")
+    bad = (1, "", f"{tmp_path / 'catalog.yaml'}: expected a mapping below `tenants`\n")
+    assert llmg("catalog", "export", "-c", config) == bad
+
+
+def test_a_catalog_of_our_own_is_checked_like_a_change(tmp_path: Path) -> None:
+    config = configured(tmp_path, "file.yaml", catalog={"file": str(tmp_path / "catalog.yaml")})
+    own = tmp_path / "own.yaml"
+    own.write_text("tenants: {acme: {models: {fast: none}, upstreams: {openai: {api_key: '${KEY}'}}}}")
+    code, _, told = llmg("catalog", "import", "--file", str(own), "--save", "-c", config)
+    note, problem = told.splitlines()
+    assert code == 1
+    assert note == "note: '${' stays as it is: variables are replaced in the configuration file only"
+    assert problem.startswith("the catalog would not hold: tenants.acme.models.fast")
+    assert not (tmp_path / "catalog.yaml").exists()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from llmg.core.context import ADMIN, Principal
 from llmg.core.errors import Failure, Kind
 from llmg.core.levels import Limits
 from llmg.providers.http import Transport
-from llmg.routing.router import Group, Target
+from llmg.routing.models import Group, Target
 from llmg.services.admission import Authenticator, digest
 from llmg.testing.clocks import FakeClock
 from support.gateway import Gateway, chat, in_process

@@ -19,6 +19,7 @@ from boot.conftest import ROOT, Serve, Served
 from boot.test_tls import Certificates
 from support.gateway import ECHO, to_upstream
 from support.http import PATIENCE
+from support.redis import redis_server
 from support.upstream import (
     KEY,
     Call,
@@ -31,6 +32,8 @@ from support.upstream import (
     upstream,
     words,
 )
+
+ADMIN = "sk-" + "b" * 32
 
 
 def llmg(*words: str, directory: Path, given: str = "", **env: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +62,94 @@ def test_a_good_configuration(tmp_path: Path) -> None:
     file = write(tmp_path, ECHO)
     done = llmg("config", "check", "-c", file, directory=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"ok: {file}; models: 1, providers: 1\n"
+    numbers = "models: 1, providers: 1, tenants: 0, endpoints: 0, keys: 0"
+    assert done.stdout == f"ok: {file}; {numbers}; everybody may ask, without a key\n"
+
+
+def with_catalog(directory: Path, text: str) -> str:
+    """A configuration whose catalog is that text, in a folder of its own."""
+    (directory / "tenants").mkdir()
+    (directory / "tenants" / "catalog.yaml").write_text(text)
+    return write(directory, {**ECHO, "catalog": {"file": "tenants/catalog.yaml"}, "admin": {"keys": {"ops": ADMIN}}})
+
+
+def test_a_good_catalog(tmp_path: Path) -> None:
+    key = {"id": "k", "sha256": "0" * 64}
+    groups = {"g": {"endpoints": {"one": {"keys": [key, {"id": "l", "sha256": "1" * 64}]}, "two": {}}}}
+    file = with_catalog(tmp_path, json.dumps({"tenants": {"acme": {"teams": {"t": {"groups": groups}}}, "b": {}}}))
+    done = llmg("config", "check", "-c", file, directory=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"ok: {file}; models: 1, providers: 1, tenants: 2, endpoints: 2, keys: 3\n"
+    assert [each.name for each in (tmp_path / "tenants").iterdir()] == ["catalog.yaml"]  # no log of changes
+
+
+@pytest.mark.parametrize("words", [("serve",), ("serve", "--workers", "2"), ("config", "check")])
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("tenants: {acme: {lmits: {}}}", 2, "tenants.acme.lmits: unknown key; did you mean `limits`? ("),
+        (
+            "tenants: {acme: {models: {mine: none}}}",
+            2,
+            "tenants.acme.models.mine: expected the name of a declared model",
+        ),
+        ("", 1, "it is empty"),
+        ("tenants: [", 1, "it is neither YAML nor JSON"),
+    ],
+)
+def test_a_catalog_that_can_not_be_used(
+    tmp_path: Path, words: tuple[str, ...], text: str, code: int, said: str
+) -> None:
+    done = llmg(*words, "-c", with_catalog(tmp_path, text), directory=tmp_path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert str(tmp_path / "tenants" / "catalog.yaml") in done.stderr
+    assert len(done.stderr.splitlines()) == code  # above it, that the configuration has a problem
+
+
+def test_a_catalog_with_limits_for_several_workers(tmp_path: Path) -> None:
+    file = with_catalog(tmp_path, "tenants: {acme: {limits: {max_concurrent: 1}}}")
+    done = llmg("serve", "-c", file, "--workers", "2", directory=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "server.workers: expected `redis`, as there are limits and several workers" in done.stderr
+    assert str(tmp_path / "tenants" / "catalog.yaml") in done.stderr
+
+
+def in_redis(directory: Path, url: str) -> str:
+    catalog = {"redis": {"url": url}, "catalog": {"redis": True}, "admin": {"keys": {"ops": ADMIN}}}
+    return write(directory, {**ECHO, **catalog})
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_catalog_whose_redis_is_away(tmp_path: Path, workers: str) -> None:
+    file = in_redis(tmp_path, "redis://127.0.0.1:1/0")
+    done = llmg("serve", "--workers", workers, "-c", file, directory=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("the catalog in Redis: the catalog's Redis can't be reached (ConnectionError: ")
+    assert len(done.stderr.splitlines()) == 1
+    done = llmg("config", "check", "-c", file, directory=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "; not checked: the catalog in Redis: the catalog's Redis can't be reached" in done.stdout
+
+
+def test_a_redis_that_does_not_answer(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        file = in_redis(tmp_path, f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        done = llmg("config", "check", "-c", file, directory=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "; not checked: the catalog in Redis, as it did not answer within 1.5 seconds" in done.stdout
+
+
+async def test_a_catalog_in_redis(tmp_path: Path) -> None:
+    async with redis_server() as redis:
+        file = in_redis(tmp_path, redis.url)
+        for tenants, code in (('{"acme":{}}', 0), ('{"acme":{"lmits":{}}}', 2)):
+            await redis.command(f"HSET {{llmg:catalog}} version 1 tenants '{tenants}'")
+            for words in (("config", "check"), ("serve",)) if code else (("config", "check"),):
+                done = await asyncio.to_thread(llmg, *words, "-c", file, directory=tmp_path)
+                assert done.returncode == code
+                assert ("tenants: 1, " in done.stdout) is (code == 0)
+                assert ("did you mean `limits`? (the catalog in Redis)" in done.stderr) is (code == 2)
 
 
 def test_no_configuration(tmp_path: Path) -> None:
@@ -137,8 +227,11 @@ def test_several_workers_with_limits_need_a_place_to_count(tmp_path: Path) -> No
 
 
 def test_a_host_that_does_not_exist(tmp_path: Path) -> None:
-    file = write(tmp_path, {**ECHO, "http": {"server_addr": "nowhere.invalid:8080"}})
-    done = llmg("serve", "-c", file, directory=tmp_path)
+    nowhere = {**ECHO, "http": {"server_addr": "nowhere.invalid:8080"}}
+    done = llmg("serve", "-c", write(tmp_path, nowhere), directory=tmp_path)
+    assert done.returncode == 2  # whoever can reach it, when it is known where that is
+    assert "there are no keys, so everybody could ask" in done.stderr
+    done = llmg("serve", "-c", write(tmp_path, {**nowhere, "keys": {"app": ADMIN}}), directory=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("can't listen on nowhere.invalid:8080 (http.server_addr): ")
     assert "Traceback" not in done.stderr
@@ -318,7 +411,7 @@ async def test_chat_with_an_api_key(serve: Serve, way: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "the API key is not valid\n")
     done = await chat(gateway, way, "-m", "m", "Hello", LLMG_API_KEY="")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("an API key is needed")
+    assert done.stderr == "the gateway needs an API key: name it with --api-key, or in LLMG_API_KEY\n"
 
 
 @BOTH

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 
 from boot.conftest import Serve
-from llmg.boot.exposure import Exposed, check_exposure, on_loopback
+from llmg.boot.exposure import Exposed, check_exposure, on_loopback, warn
 from llmg.boot.settings import Settings
 from support.gateway import ECHO
 
 KEY = "sk-" + "a" * 32
 EVERYWHERE = "0.0.0.0:0"
+OPEN = "everybody who can reach it may ask, without a key"
+IN_THE_CLEAR = "keys come in the clear, as there is no TLS: others may read them on their way"
 TENANT: Mapping[str, Any] = {"acme": {"teams": {}}}
 
 
@@ -51,7 +54,7 @@ def test_a_name_leads_where_its_addresses_do(monkeypatch: pytest.MonkeyPatch) ->
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in found[host]]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    assert [on_loopback(host) for host in ("here", "both", "nowhere")] == [True, False, True]
+    assert [on_loopback(host) for host in ("here", "both", "nowhere")] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +137,27 @@ async def test_what_lets_it_start(
     assert (await gateway.ask("GET", "/v1/models", headers=headers)).status == 200
     gateway.tell(signal.SIGTERM)
     assert await gateway.ended() == 0
+    await gateway.over()
+    (warning,) = [entry for entry in gateway.entries if entry["level"] == "warning"]
+    assert warning["event"] == (IN_THE_CLEAR if config else OPEN)
+    assert warning["addresses"] == {"http": EVERYWHERE}
+
+
+def warnings(config: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    with structlog.testing.capture_logs() as logs:
+        warn(Settings(**config))
+    return [(entry["event"], [*entry["addresses"]]) for entry in logs]
+
+
+def test_what_is_warned_of() -> None:
+    keys = {"keys": {"app": KEY}}
+    both = {"http": {"server_addr": "0.0.0.0:80"}, "grpc": {"server_addr": "[::]:81"}}
+    tls = {"cert": "cert.pem", "key": "key.pem"}
+    assert warnings({}) == warnings(keys) == []
+    assert warnings(both) == [(OPEN, ["http", "grpc"])]
+    assert warnings({**both, **keys}) == [(IN_THE_CLEAR, ["http", "grpc"])]
+    assert warnings({**both, **keys, "http": {**both["http"], "tls": tls}}) == [(IN_THE_CLEAR, ["grpc"])]
+    assert warnings({**keys, "http": {**both["http"], "tls": tls}}) == []
 
 
 async def test_a_reload_can_not_expose_it(serve: Serve, tmp_path: Path) -> None:
@@ -142,5 +166,5 @@ async def test_a_reload_can_not_expose_it(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "0.yaml").write_text(json.dumps(ECHO))
     gateway.tell(signal.SIGHUP)
     (entry,) = await gateway.said("the new configuration can't be used, the old one holds")
-    assert entry["reason"].startswith("http.server_addr is 0.0.0.0:0, where others can reach it")
+    assert "would let everybody in without a key" in entry["reason"]
     assert (await gateway.ask("GET", "/v1/models")).status == 401

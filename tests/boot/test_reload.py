@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random as Dice
 from typing import Any
 
 import grpc
@@ -19,9 +20,11 @@ import structlog.testing
 
 from boot.conftest import Engines, Gate, Serve, Served, say
 from llmg.boot import build
+from llmg.boot.checks import Checks
 from llmg.boot.current import Current
 from llmg.boot.exposure import Exposed
 from llmg.boot.reload import Reloader, Source, read
+from llmg.boot.resilience import make_prober
 from llmg.boot.scopes import Scopes
 from llmg.boot.settings import Settings, SettingsError
 from llmg.core.context import Context
@@ -31,7 +34,8 @@ from llmg.gatewayapi.v1 import chat_pb2 as pb
 from llmg.gatewayapi.v1.chat_pb2_grpc import ChatServiceStub
 from llmg.providers.http import Transport
 from llmg.routing.catalog import Catalog, Names, Scope
-from llmg.routing.router import Router, Target
+from llmg.routing.models import Target
+from llmg.routing.router import Router
 from llmg.services.admission import digest
 from llmg.services.whole import whole
 from llmg.testing.clocks import FakeClock
@@ -156,6 +160,16 @@ async def test_what_is_bad_is_told_and_the_old_holds(file: Path, bad: str, reaso
     write(file, echo("b"))
     assert await reloader.reload()
     assert kept.models == ["b"]
+
+
+async def test_that_a_bad_file_was_put_back_is_told_once(file: Path) -> None:
+    source = read(file)
+    reloader = Reloader(source, Kept(source.read))
+    with structlog.testing.capture_logs() as logs:
+        for config in ("models: [", echo("a"), echo("a")):
+            write(file, config)
+            await reloader.reload()
+    assert [entry["event"] for entry in logs] == [BAD, "the configuration is as it was, and in force"]
 
 
 async def test_a_file_that_is_gone_is_bad(file: Path) -> None:
@@ -302,13 +316,25 @@ async def test_a_configuration_that_can_not_be_made_changes_nothing(tmp_path: Pa
     assert (now.catalog.version, [*now.settings.models]) == ("", ["m"])
 
 
-async def test_keys_can_not_be_taken_away_where_others_can_reach_it() -> None:
+async def test_without_keys_it_can_not_be_put_where_others_can_reach_it() -> None:
     bound: dict[str, Any] = {"http": {"server_addr": "0.0.0.0:8080"}, "grpc": {"enabled": False}}
-    now = in_force({**up(), **bound, "keys": {"app": KEY}})
+    now = in_force(up())
     with pytest.raises(Exposed, match=r"http\.server_addr is 0\.0\.0\.0:8080"):
         await now.put(Settings(**{**up(), **bound}), "2")
-    assert now.catalog.anonymous is None
+    assert now.catalog.version == ""
     await now.put(Settings(**{**up(), **bound, "server": {"insecure": True}}), "3")
+    assert now.catalog.version == "3"
+
+
+async def test_no_change_lets_everybody_in_where_a_key_was_needed() -> None:
+    for config in ({"keys": {"app": KEY}}, {"admin": {"keys": {"ops": KEY}}}, {"tenants": {"acme": {}}}):
+        now = in_force({**up(), **config})
+        with pytest.raises(Exposed, match="would let everybody in without a key: that needs a restart"):
+            await now.put(Settings(**up()), "2")
+        assert now.catalog.anonymous is None
+        await now.put(Settings(**up(), keys={"other": KEY}), "3")
+    now = in_force(up())
+    await now.put(Settings(**echo("m")), "2")
     assert now.catalog.anonymous is not None
 
 
@@ -399,11 +425,52 @@ async def test_a_request_keeps_what_it_was_let_in_with() -> None:
         context = Context(id="1", request_id="1", door="test", created=0, trail=[])
         asking = asyncio.create_task(whole(Router(now, clock), asked, context))
         await server.call()
-        await now.put(Settings(**echo("other")), "2")
+        await now.put(Settings(**echo("other", keys={"app": KEY})), "2")
         gate.open()
         assert await asking
         with pytest.raises(Failure, match="does not exist"):
             now.find("m")
+
+
+async def test_what_is_asked_for_after_a_reload_is_not_kept_for_the_sake_of_a_request_from_before() -> None:
+    """Its body comes slowly, say, so that its model is known late."""
+
+    def config(key: str) -> Settings:
+        own = up(server.base_url, api_key=key, resilience={"health_check": {"interval": "10ms"}})
+        endpoint = {
+            "keys": [{"id": "k", "key": KEY}],
+            "models": {"mine": {"targets": [{"provider": "up", "model": "y"}]}},
+        }
+        own["tenants"] = {"a": {"teams": {"t": {"groups": {"g": {"endpoints": {"e": endpoint}}}}}}}
+        return Settings(**{**own, "models": {}})
+
+    async def act(call: Call) -> None:
+        await (good(call) if call.method == "POST" else call.json(200, {}))
+
+    async with upstream(act) as server:
+        needs = build.Needs(config("old"), Transport())
+        prober = make_prober(Dice(3))
+        needs.live.changed = Checks(needs.live, needs.transport, prober).changed
+        now = Current(needs, FakeClock())
+        prober.start()
+        before = now.catalog.find(digest(KEY), 0.0).scope
+        assert before is not None
+        await now.put(config("new"), "2")
+        late = before.find("mine")
+        assert [*needs.live.upstreams()] == []
+        after = now.catalog.find(digest(KEY), 0.0).scope
+        assert after is not None
+        assert after.find("mine").targets[0].health is not late.targets[0].health
+        context = Context(id="1", request_id="1", door="test", created=0, trail=[])
+        asked = Chat(model="mine", messages=(Message(role="user", parts=(Text("Hello"),)),))
+        assert await whole(Router(before, FakeClock()), asked, context)
+        await server.call(3)
+        sent = Counter((call.method, call.headers["authorization"]) for call in server.calls)
+        assert sent["POST", "Bearer old"] == 1
+        assert ("GET", "Bearer old") not in sent
+        assert sent["GET", "Bearer new"] >= 2
+        await prober.aclose()
+        await needs.close()
 
 
 async def test_connections_to_where_nobody_is_asked_any_more_are_closed() -> None:
@@ -581,6 +648,24 @@ async def test_the_first_local_model_may_come_by_a_reload(
     await gateway.gone()
     assert len(engines.started()) == 1
     assert gateway.complaints == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_file_that_was_emptied_takes_no_key_away(serve: Serve, tmp_path: Path, workers: int) -> None:
+    """As by who saves a file in two steps, and has a full disk."""
+    config = {**ECHO, "keys": {"app": KEY}}
+    gateway = await serve(config, "--workers", str(workers), ready=workers)
+    processes = workers + (workers > 1)
+    (tmp_path / "0.yaml").write_text("")
+    for entry in await gateway.said(BAD, processes):
+        assert "would let everybody in without a key: that needs a restart" in entry["reason"]
+    for _ in range(4):
+        assert (await gateway.ask("GET", "/v1/models")).status == 401
+    (tmp_path / "0.yaml").write_text(json.dumps(config))
+    await gateway.said("the configuration is as it was, and in force", processes)
+    assert (await gateway.ask("GET", "/v1/models", headers={"x-api-key": KEY})).status == 200
+    gateway.tell(signal.SIGTERM)
+    assert await gateway.ended() == 0
 
 
 async def test_a_page_may_ask_when_keys_are_needed(serve: Serve, tmp_path: Path) -> None:

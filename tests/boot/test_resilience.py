@@ -30,9 +30,10 @@ from llmg.core.errors import Failure, Kind
 from llmg.providers.http import Transport
 from llmg.routing.breaker import State
 from llmg.routing.health import Health
+from llmg.routing.models import Target
 from llmg.routing.probes import Check, Limits
 from llmg.routing.queue import Queued
-from llmg.routing.router import Target
+from llmg.services.admission import digest
 from llmg.testing.clocks import FakeClock
 from support.gateway import in_process
 from support.http import PATIENCE, Response
@@ -304,6 +305,48 @@ async def test_a_reload_brings_checks() -> None:
     assert (call.method, call.path) == ("GET", "/v1/models")
 
 
+def _overridden(name: str, **upstream: Any) -> dict[str, Any]:
+    """A tenant with the provider `up` as it says, a model of that, and a key."""
+    endpoint = {"keys": [{"id": "k", "key": f"{name}-{KEY}"}]}
+    groups = {"g": {"endpoints": {"e": endpoint}}}
+    return {"upstreams": {"up": upstream}, "models": {"mine": _target()}, "teams": {"t": {"groups": groups}}}
+
+
+async def test_a_server_is_checked_once_for_all_levels_with_keys_of_their_own() -> None:
+    """With the key of the highest; the targets of each of them hear of it."""
+    sick = Sick()
+    async with upstream(sick) as server:
+
+        def config(key: str) -> Settings:
+            often = {"api_key": key, "resilience": {"health_check": {"interval": "10ms"}}}
+            other = f"{server.base_url}/other"
+            tenants = {"acme": _overridden("acme", api_key="acme"), "else": _overridden("else", base_url=other)}
+            return Settings(**_before({"up": server}, up=often), tenants=tenants)
+
+        needs = build.Needs(config("root"), Transport())
+        prober = resilience.make_prober(Dice(3))
+        needs.live.changed = Checks(needs.live, needs.transport, prober).changed
+        now = Current(needs, FakeClock())
+        prober.start()
+        scopes = [now.catalog.find(digest(f"{name}-{KEY}"), 0.0).scope for name in ("acme", "else")]
+        targets = [*now.find("m").targets, *(scope.find("mine").targets[0] for scope in scopes if scope is not None)]
+        async with asyncio.timeout(PATIENCE):
+            while not all(target.health.down for target in targets):
+                await sick.more(1)
+        asked = {(call.path, call.headers["authorization"]) for call in server.calls}
+        assert asked == {("/v1/models", "Bearer root"), ("/v1/other/models", "Bearer root")}
+        sick.well = True
+        async with asyncio.timeout(PATIENCE):
+            while any(target.health.down for target in targets):
+                await sick.more(1)
+        await now.put(config("new"), "2")  # what acme has is as it was, and older than what the root has now
+        while server.last.path != "/v1/models" or server.last.headers["authorization"] == "Bearer root":
+            await sick.more(1)
+        assert server.last.headers["authorization"] == "Bearer new"
+        await prober.aclose()
+        await needs.close()
+
+
 async def test_checks_that_do_not_change_are_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each tenant may have a provider of its own, and each first request of one brings a target."""
     made: list[str] = []
@@ -316,7 +359,7 @@ async def test_checks_that_do_not_change_are_not_made_again(monkeypatch: pytest.
 
     def config(number: int, *names: str) -> Settings:
         models: Any = {name: {"targets": [{"provider": "up", "model": name}]} for name in names}
-        providers: Any = {"up": {"kind": "openai", "base_url": "http://127.0.0.1:9/v1"}}
+        providers: Any = {"up": {**UP, "resilience": {"health_check": {}}}}
         return Settings(providers=providers, models=models, labels={"n": str(number)})
 
     needs = build.Needs(config(0, "m"), Transport())

@@ -45,7 +45,7 @@ def test_by_a_configuration_alone(tmp_path: Path) -> None:
         ],
         ["2", "echo/a", "2 / 2 USD per million, eu", "tier 0, lowest_cost: cost 0.001 USD, 0 in flight / weight 1"],
         ["-", "echo/c", "2 tokens, gpu=l4", "its context window of 2 tokens is too small for about 2"],
-        ["3", "echo/d", "credit with this turn's weight of 1"],
+        ["3", "echo/d", "share 1.000, credit 1: the highest is next"],
     ]
     assert [line.strip() for line in done.stdout.splitlines() if "(" in line] == [
         "smart (priority)",

@@ -225,6 +225,57 @@ async def test_the_second_signal_ends_all_at_once(serve: Serve, engines: Engines
             writer.close()
 
 
+async def test_a_worker_that_finds_no_catalog_waits_for_it_while_others_serve(serve: Serve, tmp_path: Path) -> None:
+    catalog = tmp_path / "catalog.yaml"
+    catalog.write_text("tenants: {acme: {}}")
+    gateway = await serve({**ECHO, "catalog": {"file": str(catalog)}}, "--workers", "2", ready=2)
+    catalog.write_text("tenants: [")
+    await gateway.said("the catalog was not taken over", 2)
+    os.kill((await workers(gateway, 2))[0], signal.SIGKILL)
+    (entry,) = await gateway.said("the catalog can't be taken over, so this process does not serve yet")
+    assert "it is neither YAML nor JSON" in entry["reason"]
+    assert (await gateway.ask("GET", "/healthz")).status == 200
+    catalog.write_text("tenants: {other: {}}")
+    await gateway.said("ready", 3)
+    gateway.tell(signal.SIGTERM)
+    assert await gateway.ended() == 0
+    await gateway.gone()
+    assert len(await gateway.said("the catalog can't be taken over, so this process does not serve yet")) == 1
+    assert [line for line in gateway.lines if not line.startswith("{")] == []
+
+
+async def test_told_to_stop_while_a_worker_waits_for_its_catalog(serve: Serve, tmp_path: Path) -> None:
+    catalog = tmp_path / "catalog.yaml"
+    catalog.write_text("tenants: {}")
+    gateway = await serve({**ECHO, "catalog": {"file": str(catalog)}}, "--workers", "2", ready=2)
+    catalog.write_text("")
+    os.kill((await workers(gateway, 2))[0], signal.SIGKILL)
+    await gateway.said("the catalog can't be taken over, so this process does not serve yet")
+    gateway.tell(signal.SIGTERM)
+    assert await gateway.ended() == 0
+    await gateway.gone()
+
+
+async def test_where_no_worker_comes_to_serve_the_supervisor_ends(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Else the system would accept connections that nobody answers."""
+    real = subprocess.Popen
+
+    def popen(words: list[str], **kwargs: Any) -> subprocess.Popen[bytes]:
+        return real([sys.executable, "-c", "raise SystemExit(3)"], **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    settings = Settings(server={"workers": 2}, **ECHO)  # type: ignore[arg-type]
+    source = Source(tmp_path / "absent.yaml", tmp_path, settings, (None,))
+    listener = listen(("127.0.0.1", 0), 16)
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(supervisor.NobodyServes, match="the log says why"):
+            await supervisor.supervise(settings, {"http": listener}, source)
+    assert listener.fileno() == -1
+    assert "".join(capfd.readouterr()).count("a worker ended by itself") >= 2
+
+
 async def test_told_to_stop_while_the_workers_start(serve: Serve) -> None:
     gateway = await serve(ECHO, "--workers", str(WORKERS), ready=0)
     await gateway.said("worker started", WORKERS, 60)

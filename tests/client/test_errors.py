@@ -30,6 +30,7 @@ ERRORS: dict[Kind, type[LlmgError]] = {
     Kind.PERMISSION_DENIED: sdk.PermissionDeniedError,
     Kind.NOT_FOUND: sdk.NotFoundError,
     Kind.MODEL_NOT_FOUND: sdk.NotFoundError,
+    Kind.CONFLICT: sdk.InvalidRequestError,
     Kind.METHOD_NOT_ALLOWED: sdk.UnimplementedError,
     Kind.REQUEST_TOO_LARGE: sdk.InvalidRequestError,
     Kind.UNSUPPORTED_MEDIA_TYPE: sdk.InvalidRequestError,
@@ -242,8 +243,8 @@ async def test_it_is_no_grpc_server(answer: bytes, way: Way) -> None:
 
 STATUSES = {
     Status.UNKNOWN: (sdk.ServerError, "internal"),
-    Status.ABORTED: (sdk.UnavailableError, "unavailable"),
-    Status.ALREADY_EXISTS: (sdk.InvalidRequestError, "invalid_request"),
+    Status.ABORTED: (sdk.InvalidRequestError, "conflict"),
+    Status.ALREADY_EXISTS: (sdk.InvalidRequestError, "conflict"),
     Status.OUT_OF_RANGE: (sdk.InvalidRequestError, "invalid_request"),
     Status.DATA_LOSS: (sdk.ServerError, "internal"),
     Status.RESOURCE_EXHAUSTED: (sdk.RateLimitError, "rate_limited"),

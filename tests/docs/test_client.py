@@ -29,7 +29,7 @@ SAID = {
     "Ask": r"Name three colours\.\nSTOP Usage\(.*\) echo/m req_\w+\n",
     "Stream": r"Name three colours\. Usage\(.*\) echo/m\n(TEXT '.*'\n)+STOP\n",
     "Tools": r"What time is it in Bern\?\n",
-    "Which way it went": r"1 echo/m credit with this turn's weight of 1\n",
+    "Which way it went": r"1 echo/m share 1\.000, credit 1: the highest is next\n",
     "Vectors and models": r"2 vectors\nsmollm2 \[.*\]\n",
     "Errors": r"model_not_found chat\.model the model 'no-such-model' does not exist\n",
 }

@@ -96,8 +96,11 @@ def test_the_configuration_is_valid(tmp_path: Path) -> None:
     config = block("yaml", "providers:")
     path = tmp_path / "config.yaml"
     path.write_text(config, encoding="utf-8")
-    settings = load(path, env={"OPENAI_API_KEY": "sk-x"})
-    assert set(settings.models) == set(yaml.safe_load(config)["models"])
+    environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
+    command = [sys.executable, "-m", "llmg.boot", "config", "check", "-c", str(path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(load(path, env={}).models) == set(yaml.safe_load(config)["models"])
     path.write_text(config + block("yaml", "tenants:"), encoding="utf-8")
     settings = load(path, env={"OPENAI_API_KEY": "sk-x", "WEB_KEY": "k" * 20})
     assert settings.tenants["acme"].limits.max_concurrent == 20

@@ -17,6 +17,7 @@ from strawberry.schema.config import StrawberryConfig
 
 from llmg.boot.container import Draining
 from llmg.boot.serve import listen
+from llmg.boot.settings.problems import dotted
 from llmg.core.context import ADMIN, SILENT, Principal
 from llmg.core.errors import Failure, Kind, invalid
 from llmg.doors.gateway.app import make_gateway
@@ -83,8 +84,12 @@ class World:
         self.applied.append(version)
 
     async def _validate(self, tenants: dict[str, Any]) -> None:
-        if "bad" in (tenants.get("acme", {}).get("models") or {}):
-            raise invalid("there is no model 'x'", "tenants.acme.models.bad")
+        acme = tenants.get("acme", {})
+        for name in ("bad", "bad.one"):
+            if name in (acme.get("models") or {}):
+                raise invalid("there is no model 'x'", dotted(("tenants", "acme", "models", name)))
+        if "bad" in (acme.get("allow") or ()):
+            raise invalid("there is no model 'bad'", "tenants.acme.allow[0]")
 
 
 @pytest.fixture
@@ -221,7 +226,9 @@ async def test_levels_and_the_log_in_pages_by_grpc(world: World) -> None:
 @pytest.mark.parametrize(
     ("method", "request_", "kind", "field"),
     [
-        ("GetLevel", pb.GetLevelRequest(name="acme"), Kind.INVALID_REQUEST, "name"),
+        ("GetLevel", pb.GetLevelRequest(name="acme"), Kind.NOT_FOUND, "name"),
+        ("GetLevel", pb.GetLevelRequest(name="teams/acme"), Kind.INVALID_REQUEST, "name"),
+        ("CreateLevel", pb.CreateLevelRequest(level=pb.Level(name=WEB)), Kind.CONFLICT, "level.name"),
         ("GetLevel", pb.GetLevelRequest(name="tenants/none"), Kind.NOT_FOUND, "name"),
         ("CreateLevel", pb.CreateLevelRequest(), Kind.INVALID_REQUEST, "level.name"),
         (
@@ -230,8 +237,8 @@ async def test_levels_and_the_log_in_pages_by_grpc(world: World) -> None:
             Kind.INVALID_REQUEST,
             "update_mask",
         ),
-        ("UpdateLevel", pb.UpdateLevelRequest(level=pb.Level(name=WEB, etag="x")), Kind.INVALID_REQUEST, "level.etag"),
-        ("DeleteLevel", pb.DeleteLevelRequest(name="tenants/acme"), Kind.INVALID_REQUEST, "force"),
+        ("UpdateLevel", pb.UpdateLevelRequest(level=pb.Level(name=WEB, etag="x")), Kind.CONFLICT, "level.etag"),
+        ("DeleteLevel", pb.DeleteLevelRequest(name="tenants/acme"), Kind.CONFLICT, "force"),
         ("IssueKey", pb.IssueKeyRequest(parent="tenants/acme"), Kind.INVALID_REQUEST, "parent"),
         (
             "IssueKey",
@@ -255,13 +262,22 @@ async def test_what_grpc_refuses_names_the_field(
     assert (told.kind, told.field) == (kind, field)
 
 
-async def test_a_mistake_in_a_setting_is_told_in_the_message_s_terms(world: World) -> None:
-    level = pb.Level(name="tenants/acme")
-    level.models.update({"bad": "x"})
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"models": {"bad": "x"}}, "level.models.bad"),
+        ({"models": {"bad.one": "x"}}, 'level.models["bad.one"]'),
+        ({"allow": pb.AllowList(models=["bad"])}, "level.allow.models[0]"),
+    ],
+)
+async def test_a_mistake_in_a_setting_is_told_in_the_message_s_terms(
+    world: World, settings: dict[str, Any], field: str
+) -> None:
+    level = pb.Level(name="tenants/acme", **settings)
     async with by_grpc(world) as call:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await call("CreateLevel", pb.CreateLevelRequest(level=level))
-    assert refusal(failed.value).field == "level.models.bad"
+    assert refusal(failed.value).field == field
 
 
 @pytest.mark.parametrize(("key", "kind"), [(NOBODY, Kind.PERMISSION_DENIED), ("x", Kind.UNAUTHENTICATED)])
@@ -328,6 +344,8 @@ async def test_the_admin_api_as_rest(world: World) -> None:
     async with by_rest(world) as rest:
         for name in ABOVE:
             await rest.call("POST", f"/api/v1/{name}", {})
+        await rest.call("PATCH", f"/api/v1/{WEB}", {"alias": "web-prod"})
+        assert (await rest.call("GET", "/api/v1/aliases/web-prod"))["name"] == WEB
         settings = {"models": {"fast": "a"}, "limits": {"requestsPerMinute": "60"}, "allow": {"models": ["a"]}}
         level = await rest.call("PATCH", "/api/v1/tenants/acme", settings)
         assert (level["models"], level["allow"], level["limits"]["requestsPerMinute"]) == (
@@ -351,12 +369,12 @@ async def test_the_admin_api_as_rest(world: World) -> None:
         assert [key["name"].rpartition("/")[2] for key in keys] == ["k1", "k2"]
         await rest.call("POST", f"/api/v1/{WEB}/keys/k2:deleteKey", {})
         refused = await rest.send("DELETE", "/api/v1/tenants/acme")
-        assert (refused.status, json.loads(refused.body)["errors"][0]["source"]) == (400, {"parameter": "force"})
+        assert (refused.status, json.loads(refused.body)["errors"][0]["source"]) == (409, {"parameter": "force"})
         await rest.call("DELETE", "/api/v1/tenants/acme?force=true")
         entries = (await rest.call("GET", "/api/v1/auditEntries?pageSize=2"))["entries"]
         assert [(entry["method"], entry["outcome"]) for entry in entries] == [
             ("DeleteLevel", "ok"),
-            ("DeleteLevel", "invalid_request"),
+            ("DeleteLevel", "conflict"),
         ]
 
 
@@ -424,7 +442,8 @@ async def test_the_admin_api_by_graphql(world: World) -> None:
 @pytest.mark.parametrize(
     ("query", "code", "param"),
     [
-        ('{ level(name: "acme") { name } }', "INVALID_REQUEST", "name"),
+        ('{ level(name: "acme") { name } }', "NOT_FOUND", "name"),
+        ('{ level(name: "teams/acme") { name } }', "INVALID_REQUEST", "name"),
         ('{ endpointKeys(endpoint: "tenants/a") { name } }', "INVALID_REQUEST", "endpoint"),
         ("{ levels(first: -1) { next } }", "INVALID_REQUEST", "first"),
         ('{ auditEntries(after: "x") { next } }', "INVALID_REQUEST", "after"),
@@ -432,6 +451,11 @@ async def test_the_admin_api_by_graphql(world: World) -> None:
             'mutation { createLevel(name: "tenants/acme", settings: {models: {bad: "x"}}) { name } }',
             "INVALID_REQUEST",
             "settings.models.bad",
+        ),
+        (
+            'mutation { createLevel(name: "tenants/acme", settings: {allow: ["bad"]}) { name } }',
+            "INVALID_REQUEST",
+            "settings.allow[0]",
         ),
         (
             'mutation { createLevel(name: "tenants/acme", settings: {models: 1}) { name } }',

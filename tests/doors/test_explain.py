@@ -20,10 +20,11 @@ from llmg.doors.graphql.errors import CODES
 from llmg.gatewayapi.v1 import routing_pb2 as pb
 from llmg.gatewayapi.v1.routing_pb2_grpc import RoutingServiceStub
 from llmg.ports import Profile
+from llmg.routing.models import Group, Target
 from llmg.routing.policies import Priority, Weighted
-from llmg.routing.router import Group, Models, Target
 from llmg.services.explain import Explain
 from llmg.testing.clocks import FakeClock
+from llmg.testing.models import Models
 from llmg.testing.scripted import Gate, Script, Scripted, saying
 from support.doors import grpc_door, refusal, rest_door
 from support.http import PATIENCE
@@ -80,7 +81,7 @@ TOLD = {
                     "verdict": "candidate",
                     "place": 1,
                     "score": 3.0,
-                    "reason": "tier 0, weighted: credit with this turn's weight of 3",
+                    "reason": "tier 0, weighted: share 0.750, credit 3: the highest is next",
                     "weight": 3.0,
                     "tier": 0,
                     "price": {"input": 0.5, "output": 1.5},
@@ -92,7 +93,7 @@ TOLD = {
                     "verdict": "candidate",
                     "place": 2,
                     "score": 1.0,
-                    "reason": "tier 0, weighted: credit with this turn's weight of 1",
+                    "reason": "tier 0, weighted: share 0.250, credit 1: the highest is next",
                     "weight": 1.0,
                     "tier": 0,
                     "labels": {"gpu": "l4"},
@@ -117,7 +118,7 @@ TOLD = {
                     "verdict": "candidate",
                     "place": 3,
                     "score": 1.0,
-                    "reason": "credit with this turn's weight of 1",
+                    "reason": "share 1.000, credit 1: the highest is next",
                     "weight": 1.0,
                     "context_window": 4096,
                     "capabilities": ["tools"],

@@ -17,7 +17,7 @@ from llmg.core.errors import Failure, Kind
 from llmg.doors.graphql.app import make_graphql
 from llmg.ports import Provider
 from llmg.providers.echo import Echo
-from llmg.routing import router as routing
+from llmg.routing import models as routing
 from llmg.routing.catalog import EVERYBODY
 from llmg.routing.policies import RoundRobin
 from llmg.services.admission import Admission, Authenticator
@@ -25,10 +25,11 @@ from llmg.services.explain import Explain
 from llmg.services.models import Model, Models
 from llmg.testing.clocks import FakeClock
 from llmg.testing.ids import CountingIds
+from llmg.testing.models import Models as Table
 from support.http import PATIENCE, Response, connect
 
 MODEL = Model(id="m", created=1_700_000_000, owner="echo", operations=("chat", "embed"))
-ROUTES = routing.Models(
+ROUTES = Table(
     {
         "m": routing.Group(
             name="m", targets=(routing.Target(provider="echo", model="m", inner=Echo()),), policy=RoundRobin()

@@ -32,11 +32,13 @@ from llmg.core.request import (
 )
 from llmg.ports import Profile
 from llmg.routing.ability import NAMES, Demand, Rejected, needs
+from llmg.routing.models import Group, Target
 from llmg.routing.policies.base import First
 from llmg.routing.policies.view import View
-from llmg.routing.router import Group, Models, Router, Target
+from llmg.routing.router import Router
 from llmg.testing.clocks import FakeClock
 from llmg.testing.conformance import a_context, collect
+from llmg.testing.models import Models
 from llmg.testing.scripted import Script, Scripted, saying
 from llmg.wire.openai.requests import decode_chat
 

@@ -9,8 +9,8 @@ import pytest
 from llmg.core.context import Principal
 from llmg.core.errors import Failure, Kind
 from llmg.routing.catalog import Allow, Catalog, Endpoint, Key, Names, Scope
+from llmg.routing.models import Group
 from llmg.routing.policies.base import First
-from llmg.routing.router import Group
 
 NOW = 1_760_000_000.0
 

@@ -20,12 +20,14 @@ from llmg.ports import Policy, Profile
 from llmg.routing.breaker import Limits
 from llmg.routing.explain import explain
 from llmg.routing.health import Health
+from llmg.routing.models import Group, Target
 from llmg.routing.policies import LeastBusy, Priority, RoundRobin, Weighted
 from llmg.routing.queue import Limits as Places
 from llmg.routing.queue import Queue
-from llmg.routing.router import Group, Models, Router, Target
+from llmg.routing.router import Router
 from llmg.testing.clocks import FakeClock
 from llmg.testing.conformance import a_context, collect
+from llmg.testing.models import Models
 from llmg.testing.scripted import Script, Scripted, saying
 
 NOW = FakeClock().monotonic()
@@ -61,8 +63,8 @@ def test_the_order_and_why() -> None:
     (stage,) = found.stages
     assert (stage.model, stage.policy) == ("m", "weighted")
     assert _told(stage.targets) == [
-        ("b", 1, "credit with this turn's weight of 3"),
-        ("a", 2, "credit with this turn's weight of 1"),
+        ("b", 1, "share 0.750, credit 3: the highest is next"),
+        ("a", 2, "share 0.250, credit 1: the highest is next"),
     ]
     assert [(one.verdict, one.score, one.weight) for one in stage.targets] == [
         ("candidate", 3.0, 3.0),

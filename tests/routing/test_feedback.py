@@ -10,10 +10,12 @@ import pytest
 from llmg.core.errors import Failure, Kind
 from llmg.core.request import Chat, Message, Text
 from llmg.ports import Asked
+from llmg.routing.models import Group, Target
 from llmg.routing.policies.base import First
-from llmg.routing.router import Group, Models, Router, Target
+from llmg.routing.router import Router
 from llmg.testing.clocks import FakeClock
 from llmg.testing.conformance import a_context, collect
+from llmg.testing.models import Models
 from llmg.testing.scripted import Gate, Script, Scripted, saying
 
 GOOD = saying("hello")

@@ -19,12 +19,14 @@ from llmg.routing import breaker, queue, retries
 from llmg.routing.breaker import State
 from llmg.routing.health import Health
 from llmg.routing.hedge import Hedges, Limits, Times
+from llmg.routing.models import Group, Target
 from llmg.routing.policies.base import First
 from llmg.routing.race import Hedged
 from llmg.routing.retries import Retries
-from llmg.routing.router import Group, Models, Router, Target
+from llmg.routing.router import Router
 from llmg.testing.clocks import FakeClock, run_leaping
 from llmg.testing.conformance import a_context, assert_conforms, collect
+from llmg.testing.models import Models
 from llmg.testing.scripted import Gate, Script, Scripted, Step, saying
 
 # -- the budget -----------------------------------------------------------------------------------------------------

@@ -239,7 +239,7 @@ def test_each_policy_says_its_name_and_why() -> None:
         k: k for k in said
     }
     assert said == {
-        "weighted": "credit with this turn's weight of 3",
+        "weighted": "share 0.500, credit 3: the highest is next",
         "round_robin": "its turn",
         "random": "share 0.500",
         "least_busy": "0 in flight / weight 3",

@@ -14,11 +14,13 @@ from llmg.ports import Profile
 from llmg.routing import queue, retries
 from llmg.routing.breaker import Limits, State
 from llmg.routing.health import Health
+from llmg.routing.models import Group, Target
 from llmg.routing.policies.base import First
 from llmg.routing.retries import RETRIED, Retries
-from llmg.routing.router import Group, Models, Router, Target
+from llmg.routing.router import Router
 from llmg.testing.clocks import FakeClock, run_leaping
 from llmg.testing.conformance import a_context, collect
+from llmg.testing.models import Models
 from llmg.testing.scripted import Gate, Scripted, Step, saying
 
 GOOD = saying("hello")

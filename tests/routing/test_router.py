@@ -26,11 +26,13 @@ from llmg.core.events import (
 )
 from llmg.core.request import Chat, Embed, Message, Request, Text
 from llmg.ports import Profile, Provider
+from llmg.routing.models import Group, Target
 from llmg.routing.policies import Weighted
 from llmg.routing.policies.base import First
-from llmg.routing.router import Group, Models, Router, Target
+from llmg.routing.router import Router
 from llmg.testing.clocks import FakeClock
 from llmg.testing.conformance import a_context, assert_conforms, collect
+from llmg.testing.models import Models
 from llmg.testing.scripted import Call, Gate, Script, Scripted, saying
 
 STARTED = Started("a1", 1, "m")

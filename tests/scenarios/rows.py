@@ -14,9 +14,9 @@ from llmg.core.usage import Usage
 from llmg.gatewayapi.v1.chat_pb2 import Chat
 from llmg.ports import Profile
 from llmg.routing.ability import Demand
+from llmg.routing.models import Group, Target
 from llmg.routing.policies.base import First
 from llmg.routing.policies.view import View
-from llmg.routing.router import Group, Target
 from llmg.testing.conformance import a_context
 from llmg.testing.scripted import Script, Scripted, Step, saying
 from llmg.wire.gateway import decode_chat

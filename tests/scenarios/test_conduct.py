@@ -18,8 +18,9 @@ from llmg.core.events import Batch, Closed, Delta, Finished, Opened, Started
 from llmg.core.levels import Rate, Rates
 from llmg.core.request import Request
 from llmg.ports import Answering, Provider
-from llmg.routing.router import Models, Router
+from llmg.routing.router import Router
 from llmg.routing.timeouts import Limits, Timeouts
+from llmg.testing.models import Models
 from llmg.testing.scripted import Gate, Script, Scripted, saying
 from scenarios.asking import Client, Door, Told, Way, asked, behind, failed
 from scenarios.clients import sockets

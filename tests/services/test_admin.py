@@ -10,13 +10,15 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+import structlog.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
+from llmg.boot.settings.problems import dotted
 from llmg.core.context import ADMIN, Context, Principal
 from llmg.core.errors import Failure, Kind, invalid
 from llmg.ports import AuditEntry, CatalogStore, Conflict, Document
@@ -47,7 +49,7 @@ async def validate(tenants: dict[str, Any]) -> None:
     """A validator that knows one mistake."""
     for tenant, level in tenants.items():
         if "bad" in (level.get("models") or {}):
-            raise invalid("there is no model 'x'", f"tenants.{tenant}.models.bad")
+            raise invalid("there is no model 'x'", dotted(("tenants", tenant, "models", "bad")))
 
 
 class World:
@@ -166,13 +168,26 @@ async def test_groups_and_endpoints_are_below_a_group(world: World) -> None:
 )
 async def test_what_names_no_level_is_refused(world: World, name: str) -> None:
     for doing in (
-        world.admin.get_level(OPS, name),
         world.admin.create_level(OPS, name, Changes()),
         world.admin.update_level(OPS, name, Changes()),
         world.admin.delete_level(OPS, name),
     ):
         failure = await refused(doing)
         assert (failure.kind, failure.param) == (Kind.INVALID_REQUEST, "name")
+    failure = await refused(world.admin.get_level(OPS, name))
+    alias = name and "/" not in name
+    assert (failure.kind, failure.param) == (Kind.NOT_FOUND if alias else Kind.INVALID_REQUEST, "name")
+
+
+async def test_an_endpoint_is_found_by_its_alias(world: World) -> None:
+    await world.make_web()
+    await world.admin.update_level(OPS, WEB, Changes(alias="web-prod"))
+    await world.admin.create_level(OPS, "tenants/web-prod", Changes())  # is called so, and is not meant
+    assert (await world.admin.get_level(OPS, "web-prod")).name == WEB
+    assert (await refused(world.admin.get_level(asked_by(), "web-prod"))).kind is Kind.PERMISSION_DENIED
+    await world.admin.update_level(OPS, WEB, Changes(alias=None))
+    failure = await refused(world.admin.get_level(OPS, "web-prod"))
+    assert (failure.kind, failure.message) == (Kind.NOT_FOUND, "there is no 'web-prod'")
 
 
 async def test_a_level_needs_the_one_above_and_a_place(world: World) -> None:
@@ -180,7 +195,7 @@ async def test_a_level_needs_the_one_above_and_a_place(world: World) -> None:
     assert (failure.kind, failure.message) == (Kind.NOT_FOUND, "there is no 'tenants/acme'")
     await world.admin.create_level(OPS, "tenants/acme", Changes())
     failure = await refused(world.admin.create_level(OPS, "tenants/acme", Changes()))
-    assert (failure.kind, failure.message) == (Kind.INVALID_REQUEST, "there is a 'tenants/acme' already")
+    assert (failure.kind, failure.message) == (Kind.CONFLICT, "there is a 'tenants/acme' already")
 
 
 async def test_only_what_was_read_is_changed_when_an_etag_says_so(world: World) -> None:
@@ -191,7 +206,7 @@ async def test_only_what_was_read_is_changed_when_an_etag_says_so(world: World) 
         world.admin.delete_level(OPS, "tenants/acme", read.etag),
     ):
         failure = await refused(doing)
-        assert (failure.kind, failure.param) == (Kind.INVALID_REQUEST, "etag")
+        assert (failure.kind, failure.param) == (Kind.CONFLICT, "etag")
     await world.admin.create_level(OPS, "tenants/acme/teams/t", Changes())  # is no change of the level itself
     again = await world.admin.get_level(OPS, "tenants/acme")
     await world.admin.update_level(OPS, "tenants/acme", Changes(labels=None), again.etag)
@@ -200,7 +215,7 @@ async def test_only_what_was_read_is_changed_when_an_etag_says_so(world: World) 
 async def test_what_has_levels_below_goes_by_force_only(world: World) -> None:
     await world.make_web()
     failure = await refused(world.admin.delete_level(OPS, "tenants/acme"))
-    assert (failure.kind, failure.param) == (Kind.INVALID_REQUEST, "force")
+    assert (failure.kind, failure.param) == (Kind.CONFLICT, "force")
     await world.admin.delete_level(OPS, "tenants/acme", force=True)
     assert (await world.store.load()).tenants == {}
 
@@ -211,6 +226,11 @@ async def test_what_does_not_hold_as_a_whole_is_not_saved(world: World) -> None:
     assert (failure.kind, failure.param) == (Kind.INVALID_REQUEST, "models.bad")
     assert await world.store.load() == Document(1, {"acme": {}})
     assert world.applied == [({"acme": {}}, 1)]
+
+
+async def test_a_mistake_is_told_by_its_place_in_the_level(world: World) -> None:
+    failure = await refused(world.admin.create_level(OPS, "tenants/acme.com", Changes(models={"bad": "x"})))
+    assert failure.param == "models.bad"
 
 
 async def test_variables_are_not_taken(world: World) -> None:
@@ -303,7 +323,8 @@ async def test_a_key_may_have_an_id_and_an_end(world: World) -> None:
     issued = await world.admin.issue_key(OPS, WEB, "web-1", end)
     assert (issued.key.name, issued.key.expires) == (f"{WEB}/keys/web-1", end)
     assert (await held_keys(world))[0]["expires"] == "2025-10-10T08:53:20Z"
-    assert (await refused(world.admin.issue_key(OPS, WEB, "web-1"))).param == "key_id"
+    again = await refused(world.admin.issue_key(OPS, WEB, "web-1"))
+    assert (again.kind, again.param) == (Kind.CONFLICT, "key_id")
     assert (await refused(world.admin.issue_key(OPS, WEB, "web 1"))).param == "key_id"
     assert (await refused(world.admin.issue_key(OPS, WEB, "web-2", NOW))).param == "expire_time"
 
@@ -340,7 +361,7 @@ async def test_rotation_makes_no_key_live_longer(world: World) -> None:
     assert (await world.admin.list_keys(OPS, WEB))[0].expires == NOW + timedelta(seconds=10)
     world.clock.advance(11)
     failure = await refused(world.admin.rotate_key(OPS, f"{WEB}/keys/old"))
-    assert (failure.kind, failure.param) == (Kind.INVALID_REQUEST, "name")
+    assert (failure.kind, failure.param) == (Kind.CONFLICT, "name")
     for grace in (-1.0, float("nan"), 1e12):
         assert (await refused(world.admin.rotate_key(OPS, f"{WEB}/keys/old", grace))).param == "grace"
 
@@ -395,7 +416,7 @@ async def test_each_change_is_logged_once_and_so_is_what_was_refused(world: Worl
     assert await world.log() == [
         ("DeleteLevel", "tenants/none", 2, 2, "not_found"),
         ("UpdateLevel", "tenants/acme", 1, 2, "ok"),
-        ("CreateLevel", "tenants/acme", 1, 1, "invalid_request"),
+        ("CreateLevel", "tenants/acme", 1, 1, "conflict"),
         ("CreateLevel", "tenants/acme", 0, 1, "ok"),
     ]
     [entry] = (await world.admin.audit(OPS, 1)).items
@@ -452,7 +473,7 @@ async def test_what_others_have_made_meanwhile_is_no_longer_made(world: World, p
 
     slow = World(Contested(world.store, 1, faster))
     failure = await refused(slow.admin.create_level(OPS, "tenants/acme", Changes()))
-    assert failure.kind is Kind.INVALID_REQUEST
+    assert failure.kind is Kind.CONFLICT
     assert (await world.admin.get_level(OPS, "tenants/acme")).labels == {"of": "rival"}
 
 
@@ -541,6 +562,50 @@ async def test_after_one_that_cannot_be_taken_over_the_next_one_is(world: World,
                 await world.admin.create_level(OPS, name, Changes())
             assert await seen.get() == version
     running.cancel()
+
+
+async def test_what_was_refused_is_taken_over_when_it_fits(world: World, path: Path) -> None:
+    fits = False
+    asked: asyncio.Queue[int] = asyncio.Queue()
+
+    async def apply(tenants: dict[str, Any], version: int) -> None:
+        asked.put_nowait(version)
+        if not fits:
+            raise Failure(Kind.INVALID_REQUEST, "it does not fit")
+
+    following = Following(FileCatalog(path, interval=0.01), apply)
+    running = asyncio.create_task(following.run())
+    async with asyncio.timeout(PATIENCE):
+        assert await asked.get() == 0
+        await world.admin.create_level(OPS, "tenants/acme", Changes())
+        assert await asked.get() == 1
+        fits = True
+        following.reconsider()
+        assert await asked.get() == 1
+        while following.version != 1:
+            await asyncio.sleep(0)
+        following.reconsider()  # there is nothing more to take over
+        await world.admin.create_level(OPS, "tenants/other", Changes())
+        assert await asked.get() == 2
+    running.cancel()
+
+
+async def test_a_watch_that_fails_is_begun_again(world: World) -> None:
+    """Else a key that is revoked elsewhere would be good here for ever."""
+    begun: asyncio.Queue[int] = asyncio.Queue()
+
+    async def watch(seen: int, changed: Callable[[int], Awaitable[None]]) -> NoReturn:
+        begun.put_nowait(seen)
+        raise ZeroDivisionError
+
+    store = Contested(world.store, 0, world.store.load)
+    store.watch = watch  # type: ignore[attr-defined]
+    with structlog.testing.capture_logs() as logs:
+        running = asyncio.create_task(Following(store, world.apply, again=0.001).run())
+        async with asyncio.timeout(PATIENCE):
+            assert [await begun.get() for _ in range(3)] == [-1, -1, -1]
+        running.cancel()
+    assert {entry["log_level"] for entry in logs} == {"error"}
 
 
 async def test_what_cannot_be_taken_over_leaves_all_as_it_was(world: World) -> None:

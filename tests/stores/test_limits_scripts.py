@@ -20,6 +20,7 @@ SCRIPTS = Scripts(time="local now = tonumber(redis.call('GET', 'now'))\n")
 START = 1_760_000_000
 NEVER = 2**52  # microseconds: nobody gives up before that
 LEASE = 3_600_000_000
+STAY = 18_000_000
 LIMITS = st.builds(
     Limits,
     requests=st.none() | st.integers(1, 6),
@@ -39,7 +40,7 @@ class Server:
         """All but the scripts."""
         self.client.flushall()
         self.at(START)
-        self.epoch = self.run(SCRIPTS.greet, [NAMES.epoch], "e", 0)[2]
+        self.epoch = self.greet("e", 0)[2]
 
     def at(self, now: float) -> None:
         """It is so late there."""
@@ -48,6 +49,10 @@ class Server:
     def run(self, script: Script, keys: list[str], *arguments: Any) -> Any:
         """Its reply."""
         return self.client.eval(script.text, len(keys), *keys, *arguments)
+
+    def greet(self, epoch: str, grace: int, replica: str = "a") -> Any:
+        """Its reply."""
+        return self.run(SCRIPTS.greet, [NAMES.epoch, NAMES.replicas], epoch, grace, replica, STAY)
 
     def reserve(self, id: str, levels: list[Level], tokens: int, lease: int = LEASE) -> Any:
         """Its reply."""
@@ -128,7 +133,7 @@ async def test_what_comes_late_or_from_another_epoch_does_nothing() -> None:
             some = keys if script is not SCRIPTS.hold else [keys[0], keys[2]]
             assert server.run(script, some, server.epoch, now - 1, *arguments) == [LATE, now]
             assert server.run(script, some, "another", NEVER, *arguments) == [UNKNOWN, now]
-        assert sorted(server.client.keys()) == [b"now", NAMES.epoch.encode()]
+        assert sorted(server.client.keys()) == [b"now", NAMES.epoch.encode(), NAMES.replicas.encode()]
         assert server.reserve("id", [level], 5)[0] == DONE
         server.close()
 
@@ -139,12 +144,26 @@ async def test_who_finds_no_epoch_makes_one_up_and_all_others_take_it() -> None:
         server.forget()
         now = START * 1_000_000
         server.client.delete(NAMES.epoch)
-        first = server.run(SCRIPTS.greet, [NAMES.epoch], "one", 2_000_000)
+        first = server.greet("one", 2_000_000)
         server.at(START + 1)
-        second = server.run(SCRIPTS.greet, [NAMES.epoch], "two", 2_000_000)
+        second = server.greet("two", 2_000_000, "b")
         epoch, ready = f"one@{now + 2_000_000}".encode(), now + 2_000_000
-        assert first == [DONE, now, epoch, ready]
-        assert second == [DONE, now + 1_000_000, epoch, ready]
+        assert first == [DONE, now, epoch, ready, 1]
+        assert second == [DONE, now + 1_000_000, epoch, ready, 2]
+        server.close()
+
+
+async def test_a_replica_is_counted_until_it_has_not_greeted_for_its_time() -> None:
+    async with redis_server() as process:
+        server = Server(process.port)
+        server.forget()
+        assert [server.greet("e", 0, replica)[4] for replica in ("a", "b", "b", "c")] == [1, 2, 2, 3]
+        server.at(START + 10)
+        assert server.greet("e", 0, "a")[4] == 3
+        server.at(START + 18)
+        assert server.greet("e", 0, "b")[4] == 2
+        server.at(START + 36)
+        assert server.greet("e", 0, "d")[4] == 1
         server.close()
 
 
@@ -189,7 +208,9 @@ async def test_every_key_expires() -> None:
         assert server.note([level], tokens=-2, slot=START)[0] == DONE
         left = {key.decode(): server.client.ttl(key) for key in server.client.scan_iter() if key != b"now"}
         begin = "{test}:limits:"
-        assert set(left) == {f"{begin}epoch", f"{begin}tenants/acme:counts", f"{begin}tenants/acme:holds"}
+        of_level = {f"{begin}tenants/acme:counts", f"{begin}tenants/acme:holds"}
+        assert set(left) == {f"{begin}epoch", f"{begin}replicas", *of_level}
+        assert 30 <= left[f"{begin}replicas"] <= 36
         assert 3590 <= left[f"{begin}epoch"] <= 3600
         assert 55 <= left[f"{begin}tenants/acme:counts"] <= 62
         assert 25 <= left[f"{begin}tenants/acme:holds"] <= 30

@@ -214,6 +214,8 @@ def test_an_answer_that_json_can_not_have() -> None:
         ("All", "renamed", Source(pointer="/@other")),
         ("All", "inners.some_key.inner", Source(pointer="/inners/some_key/inner")),
         ("All", "names.long_number", Source(pointer="/names/long_number")),
+        ("All", 'inners["a.b [1] \\"c\\""].inner', Source(pointer='/inners/a.b [1] "c"/inner')),
+        ("All", 'inners["a\\x"].inner', Source(pointer='/inners/"a\\x"/inner')),
         ("All", "no_such.long_number", Source(pointer="/no_such/long_number")),
         ("All", "", Source(pointer="")),
         ("Part", "inner.tags[1]", Source(pointer="/tags/1")),

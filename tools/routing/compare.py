@@ -25,9 +25,11 @@ from llmg.core.events import Batch, Closed, Delta, Finished, Opened, Started
 from llmg.core.request import Chat, Message, Request, Text
 from llmg.ports import Answering, Asked, Policy, Provider
 from llmg.routing import policies
+from llmg.routing.models import Group, Target
 from llmg.routing.policies.lowest_cost import Price
 from llmg.routing.policies.view import View
-from llmg.routing.router import Group, Models, Router, Target
+from llmg.routing.router import Router
+from llmg.testing.models import Models
 
 
 def _weights(engines: Sequence[Engine]) -> list[float]:

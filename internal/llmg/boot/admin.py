@@ -52,7 +52,10 @@ def levels(
 
 
 @admin_app.command()
-def show(context: typer.Context, name: Name) -> None:
+def show(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The level's path; of an endpoint, its alias will do.")],
+) -> None:
     """Show a level's own settings."""
     _ask(context, "GetLevel", name=name)
 
@@ -170,9 +173,38 @@ def _ask(context: typer.Context, method: str, **fields: Any) -> None:
         try:
             response = call(request, metadata=(("authorization", f"Bearer {line.key}"),), timeout=_PATIENCE)
         except grpc.RpcError as error:
-            failed: Any = error  # which is a call, too
-            _give_up(f"{failed.details()} ({failed.code().name})")
+            _give_up(_why(line, error))
     typer.echo(json_format.MessageToJson(response, ensure_ascii=False))
+
+
+def _why(line: Line, error: Any) -> str:
+    """What the call failed with, in words. `error` is a call, too."""
+    import grpc
+
+    told = any(name == "grpc-status-details-bin" for name, _ in error.trailing_metadata() or ())
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not told:  # no gateway says so
+        return _unreached(line, error.details())
+    if error.code() is grpc.StatusCode.UNAUTHENTICATED and not line.key:
+        return "the gateway needs an administrator's key: name it with --key, or in LLMG_ADMIN_KEY"
+    return f"{error.details()} ({error.code().name})"
+
+
+def _unreached(line: Line, said: str) -> str:
+    """Why no gateway answers, in the words of `llmg chat`. gRPC's own (`said`) stand for what is no connection."""
+    import socket
+
+    from llmg.boot.chat import unreached
+
+    host, _, port = line.address.rpartition(":")
+    reason: OSError | None = None
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except ValueError:  # another way to name it, such as unix:
+        pass
+    except OSError as error:
+        reason = error
+    otherwise = f"{said}; it may want {'no --ca' if line.ca else '--ca'}, or be no gRPC"
+    return unreached(line.address, reason, otherwise, "--address").message
 
 
 def _channel(line: Line) -> Any:

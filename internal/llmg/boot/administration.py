@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import structlog
 
 from llmg.boot.current import check
 from llmg.boot.exposure import Exposed
+from llmg.boot.limits import make_redis
 from llmg.boot.settings import Settings, SettingsError, with_tenants
 from llmg.boot.settings.catalog import Endpoint, EndpointKey, walk
-from llmg.core.errors import Failure, invalid
+from llmg.core.errors import Failure, Kind, invalid
 from llmg.ports import CatalogStore, Clock, Ids
 from llmg.services.admin import Admin, Following
 
 if TYPE_CHECKING:
     from llmg.stores.redis import Redis
 
+log = structlog.get_logger("llmg.catalog")
+
+_PATIENCE: Final = 15.0  # seconds in which a catalog to start with has to come
+_WAIT: Final = (0.1, 1.0)  # seconds before it is tried again: at first, at most
 _TOLD: Final = 5  # problems in one message
 
 
@@ -71,19 +79,98 @@ def make_admin(
     return Admin(store, validate=validate, refresh=follow.refresh, clock=clock, ids=ids), follow
 
 
+async def take_over(follow: Following, stop: asyncio.Event, patience: float = _PATIENCE) -> bool:
+    """Takes the first catalog over, before this process serves: it knows no key yet. False: `stop` was set first.
+
+    What is wrong may be over in a moment, and others may serve meanwhile: it is tried for so many seconds. Then it
+    raises Failure.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + patience
+    wait, most = _WAIT
+    told = False
+    while not stop.is_set():
+        try:
+            await follow.refresh()
+        except Failure as failure:
+            if loop.time() + wait > until:
+                raise
+            if not told:
+                words = "the catalog can't be taken over, so this process does not serve yet"
+                log.error(words, reason=failure.message, detail=failure.detail, given_up_in=patience)
+                told = True
+        else:
+            return True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                await stop.wait()
+        wait = min(2 * wait, most)
+    return False
+
+
 @asynccontextmanager
 async def following(follow: Following) -> AsyncIterator[None]:
-    """Takes the catalog over, then each change of it, until this is left.
-
-    Raises Failure where the first can't be taken over: a gateway that knows no key must not pretend to be ready.
-    """
-    await follow.refresh()
+    """Takes each change of the catalog over, until this is left."""
     task = asyncio.create_task(follow.run(), name="catalog")
     try:
         yield
     finally:
         task.cancel()
         await asyncio.wait({task})
+
+
+async def load_catalog(settings: Settings, *, peek: bool = False) -> Settings:
+    """The settings with the tenants that the catalog which they name holds now. `peek`: see `read_tenants`.
+
+    Raises SettingsError, Failure or Exposed with where it is, where it can't be read or can't be used.
+    """
+    source = settings.catalog
+    if source is None:
+        return settings
+    where = "the catalog in Redis" if source.file is None else str(source.file.absolute())
+    try:
+        new = with_tenants(settings, await read_tenants(settings, peek=peek), where)
+        await asyncio.to_thread(check, new)
+    except Failure as failure:
+        detail = f" ({failure.detail})" if failure.detail else ""
+        raise Failure(failure.kind, f"{where}: {failure.message}{detail}") from None
+    return new
+
+
+async def read_tenants(settings: Settings, *, peek: bool = False) -> dict[str, Any]:
+    """What the store holds that the settings name. `peek`: leave the log of a file alone, which is for those who serve.
+
+    Raises Failure.
+    """
+    source = settings.catalog
+    if peek and source is not None and source.file is not None:
+        return _peek(source.file)
+    async with opened_store(settings) as store:
+        return (await store.load()).tenants
+
+
+@asynccontextmanager
+async def opened_store(settings: Settings) -> AsyncIterator[CatalogStore]:
+    """The store that the settings name, with connections of its own until this is left."""
+    redis = make_redis(settings.redis) if settings.redis else None
+    try:
+        yield make_store(lambda: settings, redis)
+    finally:
+        if redis is not None:
+            await redis.aclose()
+
+
+def _peek(file: Path) -> dict[str, Any]:
+    from llmg.stores import catalog_text
+
+    try:
+        return catalog_text.parse(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise Failure(Kind.INTERNAL, f"it can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise Failure(Kind.INTERNAL, str(error)) from None
 
 
 def check_catalog(settings: Settings, tenants: Mapping[str, Any]) -> None:

@@ -25,8 +25,9 @@ from llmg.ports import Clock, Launcher, Profile, Provider, Random, Spec
 from llmg.providers.echo import Echo
 from llmg.providers.http import Origin, Transport
 from llmg.providers.openai import OpenAI
-from llmg.routing import router, timeouts
+from llmg.routing import timeouts
 from llmg.routing.catalog import Names
+from llmg.routing.models import Group, Target
 from llmg.routing.queue import Queued
 from llmg.services.models import Model
 from llmg.shaping.fanout import Fanout
@@ -66,14 +67,17 @@ class Wanted(Struct, frozen=True):
 
 
 def _openai(config: OpenAIProvider, wanted: Wanted, needs: Needs) -> Made:
-    return OpenAI(needs.transport, _origin(config, wanted), *config.credentials(), wanted.limits.connect), Profile()
+    origin = _origin(config, wanted, needs.transport)
+    return OpenAI(needs.transport, origin, *config.credentials(), wanted.limits.connect), Profile()
 
 
-def _origin(config: OpenAIProvider, wanted: Wanted) -> Origin:
+def _origin(config: OpenAIProvider, wanted: Wanted, transport: Transport) -> Origin:
     """One for all models of a provider: they share its connections."""
     upstream = wanted.upstream
     if upstream.origin is None:
         upstream.origin = Origin(config.base_url, config.max_connections)
+        if not upstream.kept:
+            transport.retire(upstream.origin)
     return upstream.origin
 
 
@@ -132,7 +136,7 @@ def make_target(
     *,
     declared: bool = True,
     embeds: bool = False,
-) -> router.Target:
+) -> Target:
     """A model of a declared provider, within its wrappers, from the inside out: time limits, fan-out, queue."""
     config = upstream.config
     own = limits or _timeouts(config)
@@ -145,7 +149,7 @@ def make_target(
     state = upstream.state(model, declared=declared)
     if state.queue is not None:
         provider = Queued(provider, state.queue)
-    return router.Target(
+    return Target(
         provider=upstream.name,
         model=model,
         inner=provider,
@@ -161,7 +165,7 @@ Embedding = Collection[tuple[str, str]]
 
 def make_group(
     needs: Needs, name: str, model: FlatModel, upstream: Callable[[str], Upstream], embedding: Embedding, created: int
-) -> router.Group:
+) -> Group:
     """A declared model, but for its fallbacks. `created`: Unix seconds."""
     targets = []
     for config in model.targets:
@@ -170,7 +174,7 @@ def make_group(
         embeds = (config.provider, config.model) in embedding
         made = make_target(needs, provider, config.model, config.weight, limits, embeds=embeds)
         targets.append(described(made, config))
-    return router.Group(
+    return Group(
         name=name,
         targets=tuple(targets),
         policy=make_policy(model, needs.clock, needs.random),
@@ -187,10 +191,10 @@ def make_scopes(needs: Needs, levels: Sequence[Names[FlatModel]], created: int) 
     targets = (target for model in models for target in model.targets)
     embedding = frozenset((target.provider, target.model) for target in targets if target.embeddings)
 
-    def group(name: str, model: FlatModel, upstream: Callable[[str], Upstream]) -> router.Group:
+    def group(name: str, model: FlatModel, upstream: Callable[[str], Upstream]) -> Group:
         return make_group(needs, name, model, upstream, embedding, created)
 
-    def target(upstream: Upstream, model: str) -> router.Target:
+    def target(upstream: Upstream, model: str) -> Target:
         embeds = (upstream.name, model) in embedding
         return make_target(needs, upstream, model, declared=False, embeds=embeds)
 
@@ -201,7 +205,10 @@ def make_scopes(needs: Needs, levels: Sequence[Names[FlatModel]], created: int) 
 def make_models(needs: Needs, created: int) -> LevelScope:
     """The models of the root. `created`: Unix seconds."""
     root = Names(own=needs.settings.models)
-    return make_scopes(needs, [root], created).scope(root, needs.settings.providers)
+    scopes = make_scopes(needs, [root], created)
+    scope = scopes.scope(root, needs.settings.providers)
+    scopes.expect()
+    return scope
 
 
 def _timeouts(config: Config) -> Timeouts:
@@ -232,7 +239,7 @@ def _check_file(spec: Spec) -> None:
         raise Failure(Kind.MODEL_NOT_FOUND, f"the model '{spec.model}' can't be used: {reason}", param="model")
 
 
-def describe(group: router.Group) -> Model:
+def describe(group: Group) -> Model:
     """A model as clients see it."""
     profile = group.profile()
     operations = [name for name in ("chat", "embed") if getattr(profile, name)]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 A = TypeVar("A")
 Turn = tuple[Role, str]
-_HINT: Final = "start one with `llmg serve`, or name another with --url"
+_HINT: Final = "start one with `llmg serve`, or name another with {option}"
 
 
 class Line(Protocol):
@@ -85,6 +85,23 @@ def issuers(file: Path) -> ssl.SSLContext:
         raise ValueError(f"{file} holds no certificates in PEM") from None
     except OSError as error:
         raise ValueError(f"{file} can't be read: {error.strerror}") from None
+
+
+def keyless(dial: Dial) -> Dial:
+    """That line, which shows no API key: where one is needed, it says how to name it."""
+
+    @asynccontextmanager
+    async def dialled() -> AsyncIterator[Line]:
+        try:
+            async with dial() as line:
+                yield line
+        except Failure as failure:
+            if failure.kind is not Kind.UNAUTHENTICATED:
+                raise
+            words = "the gateway needs an API key: name it with --api-key, or in LLMG_API_KEY"
+            raise Failure(failure.kind, words) from failure
+
+    return dialled
 
 
 def over_http(
@@ -158,7 +175,7 @@ class _Http:
             return await self._transport.send(origin, origin.head(method, path, headers), body)
         except Failure as failure:
             otherwise = _STRANGE.get(failure.kind, failure.message)
-            raise _unreached(self.name, failure.__cause__, otherwise) from failure
+            raise unreached(self.name, failure.__cause__, otherwise) from failure
 
     async def answer(self, model: str, said: Sequence[Turn]) -> AsyncIterator[str]:
         messages = tuple(Message(role=role, parts=(Text(text),)) for role, text in said)
@@ -226,10 +243,13 @@ _REASONS: Final[Sequence[tuple[type[OSError], str]]] = (
 )
 
 
-def _unreached(name: str, error: BaseException | None, otherwise: str) -> Failure:
-    """Why no gateway answers, by the error of the operating system or of TLS; `otherwise`: there is none."""
+def unreached(name: str, error: BaseException | None, otherwise: str, option: str = "--url") -> Failure:
+    """Why no gateway answers, by the error of the operating system or of TLS; `otherwise`: there is none.
+
+    `option` names another gateway.
+    """
     reason = next((words for kind, words in _REASONS if isinstance(error, kind)), None)
-    said = otherwise if reason is None else reason.format(_own_words(error))
+    said = otherwise if reason is None else reason.format(_own_words(error), option=option)
     return Failure(Kind.UPSTREAM_UNAVAILABLE, f"no gateway answers at {name}: {said}")
 
 
@@ -287,7 +307,7 @@ class _Grpc:
             if error.kind in set(Kind):
                 raise  # a gateway says so
             otherwise = f"{error.message}; it may want https://, or no --grpc"
-            raise _unreached(self.name, error.__cause__, otherwise) from error
+            raise unreached(self.name, error.__cause__, otherwise) from error
 
     async def explain(self, model: str, said: Sequence[Turn]) -> Explanation:
         from llmg.gatewayapi.v1.routing_pb2 import ExplainRouteResponse

@@ -1,4 +1,8 @@
-"""The health checks of all providers that are in use somewhere, however they change."""
+"""The health checks of all providers that are in use somewhere, however they change.
+
+Where levels of the catalog have another key for the same server, or other headers, that is still checked once: with the
+key of the highest of them.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,9 @@ from llmg.routing.probes import Check, Prober
 
 
 class _Made(Struct, frozen=True):
-    """The check of an upstream when so many targets of it were known; None: it has none."""
+    """The check for these upstreams when so many targets of each were known."""
 
-    upstream: Upstream
-    targets: int
+    upstreams: tuple[tuple[Upstream, int], ...]
     check: Check | None
 
 
@@ -28,7 +31,7 @@ class Checks:
         self._transport = transport
         self._prober = prober
         self._due = False
-        self._made: dict[bytes, _Made] = {}  # by their ids: there may be one for each tenant
+        self._made: dict[bytes, _Made] = {}  # by what is asked
 
     def changed(self) -> None:
         """There are other targets than before. Many changes in a row are one."""
@@ -38,13 +41,18 @@ class Checks:
 
     def _settle(self) -> None:
         self._due = False
-        self._made = {upstream.id: self._of(upstream) for upstream in self._live.upstreams() if upstream.states}
+        alike: dict[bytes, list[tuple[Upstream, int]]] = {}
+        for upstream in self._live.upstreams():
+            if upstream.checked is not None and upstream.states:
+                alike.setdefault(upstream.checked, []).append((upstream, len(upstream.states)))
+        self._made = {asked: self._of(asked, tuple(upstreams)) for asked, upstreams in alike.items()}
         self._prober.watch([made.check for made in self._made.values() if made.check is not None])
 
-    def _of(self, upstream: Upstream) -> _Made:
-        made = self._made.get(upstream.id)
-        if made is not None and made.upstream is upstream and made.targets == len(upstream.states):
+    def _of(self, asked: bytes, upstreams: tuple[tuple[Upstream, int], ...]) -> _Made:
+        made = self._made.get(asked)
+        if made is not None and made.upstreams == upstreams:
             return made
-        healths = [state.health for state in upstream.states.values()]
-        check = make_check(upstream.name, upstream.id, upstream.config, healths, self._transport, self._live.channels)
-        return _Made(upstream, len(healths), check)
+        healths = [state.health for upstream, _ in upstreams for state in upstream.states.values()]
+        first, _ = upstreams[0]
+        check = make_check(first.name, first.id, first.config, healths, self._transport, self._live.channels)
+        return _Made(upstreams, check)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from llmg.boot.chat import Dial
     from llmg.boot.reload import Source
+    from llmg.boot.serve import Listeners
     from llmg.boot.settings import FlatModel, Settings, Target
     from llmg.boot.settings.policies import Policy
 
@@ -29,6 +30,8 @@ app.add_typer(catalog_app, name="catalog")
 app.add_typer(admin_app, name="admin")
 routes_app = typer.Typer(no_args_is_help=True, help="Ask where requests would go.")
 app.add_typer(routes_app, name="routes")
+
+_REDIS_WITHIN = 1.5  # seconds for the catalog in Redis to be read, to check it
 
 ConfigFile = Annotated[
     Path | None,
@@ -62,14 +65,15 @@ def serve(
     insecure: Insecure = False,
 ) -> None:
     """Serve until told to stop; SIGTERM lets requests in flight finish."""
+    import asyncio
     from contextlib import ExitStack
 
     import uvloop
 
     from llmg.boot import logs, tls
+    from llmg.boot.administration import load_catalog
     from llmg.boot.current import check
-    from llmg.boot.exposure import Exposed, wanted
-    from llmg.boot.serve import run_alone
+    from llmg.boot.exposure import Exposed, wanted, warn
     from llmg.boot.settings import SettingsError
     from llmg.core.errors import Failure
 
@@ -83,6 +87,7 @@ def serve(
     try:
         check(settings)
         tls.check(settings)
+        asyncio.run(load_catalog(settings))  # each process does, but only here can it be told before it listens
     except (Failure, tls.TlsError) as error:
         _give_up(str(error))
     except (SettingsError, Exposed) as error:
@@ -94,12 +99,25 @@ def serve(
         listeners = {name: held.enter_context(_listener(settings, place)) for name, place in places.items()}
         if settings.grpc.enabled:
             settings = _at_the_port(settings, held.enter_context(_reserved(settings)))
-        if settings.server.workers == 1:
-            uvloop.run(run_alone(settings, listeners, source))
-            return
-        from llmg.boot.supervisor import supervise
+        warn(settings)
+        try:
+            uvloop.run(_serving(settings, listeners, source))
+        except Failure as failure:
+            _give_up(failure.message)
 
-        uvloop.run(supervise(settings, listeners, source))
+
+async def _serving(settings: Settings, listeners: Listeners, source: Source) -> None:
+    from llmg.boot.serve import run_alone
+
+    if settings.server.workers == 1:
+        await run_alone(settings, listeners, source)
+        return
+    from llmg.boot.supervisor import NobodyServes, supervise
+
+    try:
+        await supervise(settings, listeners, source)
+    except NobodyServes as error:
+        _give_up(str(error))
 
 
 def _only(settings: Settings, doors: list[Door] | None) -> Settings:
@@ -114,7 +132,8 @@ def _with(settings: Settings, section: str, **values: object) -> Settings:
 
 
 def _listener(settings: Settings, place: tuple[str, int]) -> socket.socket:
-    from llmg.boot.serve import host_and_port, listen
+    from llmg.boot.exposure import host_and_port
+    from llmg.boot.serve import listen
 
     try:
         return listen(place, settings.http.backlog)
@@ -140,7 +159,7 @@ def _cannot_listen(address: str, error: OSError) -> NoReturn:
 
 def _at_the_port(settings: Settings, held: socket.socket) -> Settings:
     """With the address of gRPC as it was found: in numbers, one port for all workers."""
-    from llmg.boot.serve import host_and_port
+    from llmg.boot.exposure import host_and_port
 
     return _with(settings, "grpc", server_addr=host_and_port(held.getsockname()))
 
@@ -183,7 +202,7 @@ def _dial(
     max_tokens: int | None = None,
 ) -> Dial:
     """The line to the gateway that the options name."""
-    from llmg.boot.chat import by_grpc, over_http
+    from llmg.boot.chat import by_grpc, keyless, over_http
     from llmg.boot.settings.units import http_url
 
     if api_key and not re.fullmatch(r"[\x21-\x7e]+", api_key):
@@ -193,9 +212,10 @@ def _dial(
     asked = (api_key or None, temperature, max_tokens)
     try:
         url = http_url(url if "://" in url else f"{'https' if ca else 'http'}://{url}")
-        return (by_grpc if grpc else over_http)(url, *asked, _issuers(ca, url))
+        dial = (by_grpc if grpc else over_http)(url, *asked, _issuers(ca, url))
     except ValueError as error:
         _give_up(f"--url: {error}", 2)
+    return dial if api_key else keyless(dial)
 
 
 def _issuers(ca: Path | None, url: str) -> ssl.SSLContext | None:
@@ -297,17 +317,58 @@ def routes_explain(
 def config_check(config: ConfigFile = None) -> None:
     """Say what is wrong with the configuration, or that nothing is."""
     from llmg.boot import build, tls
-    from llmg.boot.settings import files
+    from llmg.boot.settings import SettingsError, files
     from llmg.core.errors import Failure
 
     settings = _load(config)
     try:
         build.check(settings)
         tls.check(settings)
+        settings, unchecked = _with_catalog(settings) if settings.catalog else (settings, "")
     except (Failure, tls.TlsError) as error:
         _give_up(str(error))
+    except SettingsError as error:
+        _give_up(str(error), 2)
     read = ", ".join(str(file) for file in files(config)) or "the default, as there is no file"
-    typer.echo(f"ok: {read}; models: {len(settings.models)}, providers: {len(settings.providers)}")
+    typer.echo(f"ok: {read}; {_counted(settings)}{unchecked}")
+
+
+def _with_catalog(settings: Settings) -> tuple[Settings, str]:
+    """With the catalog's tenants, which have been checked; or else why they have not been, where Redis is away."""
+    import asyncio
+
+    from llmg.boot.administration import load_catalog
+    from llmg.core.errors import Failure, Kind
+
+    async def load() -> Settings:
+        async with asyncio.timeout(_REDIS_WITHIN):
+            return await load_catalog(settings, peek=True)
+
+    try:
+        return asyncio.run(load()), ""
+    except TimeoutError:
+        return settings, f"; not checked: the catalog in Redis, as it did not answer within {_REDIS_WITHIN:g} seconds"
+    except Failure as failure:
+        if failure.kind is not Kind.UPSTREAM_UNAVAILABLE:
+            raise
+        return settings, f"; not checked: {failure.message}"
+
+
+def _counted(settings: Settings) -> str:
+    from llmg.boot.exposure import everybody
+    from llmg.boot.settings.catalog import Endpoint, walk
+
+    endpoints = [level for _, level in walk(settings.tenants) if isinstance(level, Endpoint)]
+    keys = len(settings.keys) + len(settings.admin.keys) + sum(len(endpoint.keys) for endpoint in endpoints)
+    numbers = {
+        "models": len(settings.models),
+        "providers": len(settings.providers),
+        "tenants": len(settings.tenants),
+        "endpoints": len(endpoints),
+        "keys": keys,
+    }
+    words = ", ".join(f"{name}: {number}" for name, number in numbers.items())
+    return f"{words}; everybody may ask, without a key" if everybody(settings) else words
 
 
 @config_app.command("schema")

@@ -11,13 +11,13 @@ from msgspec.structs import replace
 
 from llmg.boot import build, collector
 from llmg.boot.catalog import compile_catalog
-from llmg.boot.exposure import check_exposure
+from llmg.boot.exposure import check_closed, check_exposure
 from llmg.boot.scopes import LevelScope, Scopes
 from llmg.boot.settings import Settings, with_tenants
 from llmg.boot.settings.levels import check_together, names
 from llmg.ports import Clock
 from llmg.routing.catalog import Catalog
-from llmg.routing.router import Group
+from llmg.routing.models import Group
 
 log = structlog.get_logger("llmg.catalog")
 
@@ -32,7 +32,7 @@ class Current:
         self._needs = needs
         self._clock = clock
         self._scopes, self.catalog = _compiled(needs, clock, "")
-        _make(self.catalog)
+        _make(self._scopes, self.catalog)
 
     @property
     def settings(self) -> Settings:
@@ -51,12 +51,13 @@ class Current:
 
     async def put(self, settings: Settings, version: str) -> None:
         """Puts others in force, all at once or not at all. Raises SettingsError, Failure or Exposed."""
+        check_closed(self.settings, settings)
         await asyncio.to_thread(check, settings)
         needs = replace(self._needs, settings=settings)
         scopes, catalog = await asyncio.to_thread(_compiled, needs, self._clock, version)
         before = self._scopes
         try:
-            _make(catalog)
+            _make(scopes, catalog)
         except BaseException:
             before.take_over(needs.transport)
             raise
@@ -89,7 +90,8 @@ def _compiled(needs: build.Needs, clock: Clock, version: str) -> tuple[Scopes, C
     return scopes, compile_catalog(needs.settings, levels, scopes.scope, version)
 
 
-def _make(catalog: Catalog) -> None:
+def _make(scopes: Scopes, catalog: Catalog) -> None:
     """Makes the root's models, which shows what can't be made. Those of other levels wait until they are asked for."""
     assert catalog.scope is not None
+    scopes.expect()
     catalog.scope.declared()

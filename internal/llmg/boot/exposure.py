@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import socket
 
+import structlog
+
 from llmg.boot.settings import Settings
-from llmg.doors.http.guard import is_loopback
+
+log = structlog.get_logger("llmg.exposure")
 
 
 class Exposed(Exception):
@@ -17,6 +20,13 @@ def everybody(settings: Settings) -> bool:
     return not (settings.keys or settings.admin.keys or settings.tenants or settings.catalog)
 
 
+def check_closed(old: Settings, new: Settings) -> None:
+    """Raises Exposed when a change would let everybody in where a key is needed: it may be no more than a file that was
+    emptied to be written."""
+    if everybody(new) and not everybody(old):
+        raise Exposed("there are no keys left, which would let everybody in without a key: that needs a restart")
+
+
 def check_exposure(settings: Settings) -> None:
     """Raises Exposed when others can reach a gateway that lets everybody in, and nobody said that they may."""
     if settings.server.insecure or not everybody(settings):
@@ -24,10 +34,30 @@ def check_exposure(settings: Settings) -> None:
     for name, (host, port) in bound(settings).items():
         if not on_loopback(host):
             raise Exposed(
-                f"{name}.server_addr is {f'[{host}]' if ':' in host else host}:{port}, where others can reach it, and "
+                f"{name}.server_addr is {host_and_port((host, port))}, where others can reach it, and "
                 "there are no keys, so everybody could ask: either set keys (`keys` or `tenants`), or say that "
                 "everybody may with --insecure (server.insecure: true)"
             )
+
+
+def warn(settings: Settings) -> None:
+    """Says in the log what others can do where they can reach it: ask without a key, or read keys on their way."""
+    reached = {name: place for name, place in bound(settings).items() if not on_loopback(place[0])}
+    if everybody(settings):
+        if reached:
+            words = "everybody who can reach it may ask, without a key"
+            log.warning(words, addresses={name: host_and_port(place) for name, place in reached.items()})
+        return
+    tls = {"http": settings.http.tls, "graphql": settings.http.tls, "grpc": settings.grpc.tls}
+    clear = {name: host_and_port(place) for name, place in reached.items() if tls[name] is None}
+    if clear:
+        log.warning("keys come in the clear, as there is no TLS: others may read them on their way", addresses=clear)
+
+
+def host_and_port(address: tuple[str, int]) -> str:
+    """Of a socket's address: `host:port`, an IPv6 host in brackets."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def wanted(settings: Settings) -> dict[str, tuple[str, int]]:
@@ -50,10 +80,12 @@ def bound(settings: Settings) -> dict[str, tuple[str, int]]:
 
 def on_loopback(host: str) -> bool:
     """Does this host, by name or address, lead nowhere but to this machine?"""
+    from llmg.doors.http.guard import is_loopback  # brings starlette along
+
     if is_loopback(host):
         return True
     try:
         found = socket.getaddrinfo(host, None)
-    except OSError:  # which whoever listens there will be told
-        return True
+    except OSError:  # it may be known in a moment, whoever's it is then
+        return False
     return all(is_loopback(str(address[0])) for *_, address in found)

@@ -165,7 +165,8 @@ async def serve(gateway: Gateway, listener: socket.socket) -> None:
     """Until a signal says so. Raises Failure when the server can't be described."""
     import structlog
 
-    from llmg.boot.serve import host_and_port, stop_on_signals
+    from llmg.boot.exposure import host_and_port
+    from llmg.boot.serve import stop_on_signals
     from llmg.doors.http.guard import Guard, is_loopback
     from llmg.doors.http.server import HttpServer
 

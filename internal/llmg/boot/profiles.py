@@ -6,8 +6,8 @@ from msgspec.structs import replace
 
 from llmg.boot.settings import Target as Config
 from llmg.ports import Profile
+from llmg.routing.models import Target
 from llmg.routing.policies.lowest_cost import Price
-from llmg.routing.router import Target
 
 
 def described(target: Target, config: Config) -> Target:

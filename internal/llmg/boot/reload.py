@@ -84,14 +84,22 @@ class Reloader:
     """Keeps what is in force as the configuration says."""
 
     def __init__(
-        self, source: Source, in_force: InForce, *, sleep: Sleep = asyncio.sleep, every: float = _EVERY
+        self,
+        source: Source,
+        in_force: InForce,
+        *,
+        reloaded: Callable[[], None] = lambda: None,
+        sleep: Sleep = asyncio.sleep,
+        every: float = _EVERY,
     ) -> None:
-        """`every`: seconds between looks at the files."""
+        """`reloaded` is called when another configuration is in force. `every`: seconds between looks at the files."""
         self.source = source
         self._started = source.read
         self._in_force = in_force
+        self._reloaded = reloaded
         self._sleep = sleep
         self._every = every
+        self._refused_by: Settings | None = None  # what was in force when the files could not be used, if so
         self._asked = asyncio.Event()
         self._count = 0
 
@@ -100,7 +108,7 @@ class Reloader:
         while True:
             await self._moment()
             look = _look(self.source.config, self.source.folder)
-            if look != self.source.look or self._asked.is_set():
+            if look != self.source.look or self._asked.is_set() or self._may_fit_now():
                 while (again := await self._later(look)) != look:
                     look = again
                 self._asked.clear()
@@ -113,11 +121,13 @@ class Reloader:
     async def reload(self) -> bool:
         """Reads the files. Was what they say put in force?"""
         source, look = self.source, _look(self.source.config, self.source.folder)
+        refused = self._refused_by is not None
+        self._refused_by = self._in_force.settings
         self.source = replace(source, look=look)  # a bad file is read again when it is another
         try:
             with collector.paused():
                 new = await asyncio.to_thread(load, source.config, cwd=source.folder)
-                await self._put(new)
+                changed = await self._put(new)
         except (SettingsError, Failure, Exposed) as error:
             log.error(_REFUSED, reason=str(error))
             return False
@@ -125,9 +135,17 @@ class Reloader:
             log.exception(_REFUSED)  # our own mistake, which must not end the watch
             return False
         self.source = Source(source.config, source.folder, new, look)
+        self._refused_by = None
+        if refused and not changed:
+            log.info("the configuration is as it was, and in force")
         return True
 
-    async def _put(self, new: Settings) -> None:
+    def _may_fit_now(self) -> bool:
+        """Could the files not be used, and has the catalog from elsewhere, which they have to fit, changed since?"""
+        return self._refused_by is not None and self._refused_by is not self._in_force.settings
+
+    async def _put(self, new: Settings) -> bool:
+        """Was anything changed?"""
         async with self._in_force.turn:
             old = self._in_force.settings
             names = [name for name in CHANGE if name != "tenants" or old.catalog is None]
@@ -142,8 +160,10 @@ class Reloader:
         restart = differences(rest, new)
         if changed:
             log.info("configuration reloaded", changed=changed)
+            self._reloaded()
         if restart:
             log.warning("some of the new configuration needs a restart", settings=restart)
+        return bool(changed)
 
     async def _moment(self) -> None:
         """Until it is time to look again."""

@@ -9,6 +9,7 @@ from urllib.parse import urljoin
 import structlog
 from msgspec import Struct
 
+from llmg.boot.settings.fingerprint import fingerprint
 from llmg.boot.settings.hedging import Hedge
 from llmg.boot.settings.models import Retries as Config
 from llmg.boot.settings.providers import BackendProvider, HealthCheck, OpenAIProvider, Provider, Resilience
@@ -55,6 +56,14 @@ def make_prober(random: Random) -> probes.Prober:
     return probes.Prober(random, _log)
 
 
+def checked(config: Provider) -> bytes | None:
+    """What is asked for a provider's health check, and how: the same where that is. None: it has none."""
+    if config.kind == "echo" or config.resilience.health_check is None:
+        return None
+    own = config.resilience.health_check
+    return fingerprint(config.kind, _url(config, own) if config.kind == "openai" else config.address, own)
+
+
 def make_check(
     name: str, of: Hashable, config: Provider, healths: Iterable[Health], transport: Transport, channels: Any
 ) -> probes.Check | None:
@@ -71,8 +80,11 @@ def make_check(
 
 
 def _reach_openai(config: OpenAIProvider, check: HealthCheck, transport: Transport, channels: Any) -> probes.Probe:
-    url = f"{config.base_url}/models" if check.path is None else urljoin(config.base_url, check.path)
-    return Reach(transport, url, *config.credentials())
+    return Reach(transport, _url(config, check), *config.credentials())
+
+
+def _url(config: OpenAIProvider, check: HealthCheck) -> str:
+    return f"{config.base_url}/models" if check.path is None else urljoin(config.base_url, check.path)
 
 
 def _reach_backend(config: BackendProvider, check: HealthCheck, transport: Transport, channels: Any) -> probes.Probe:

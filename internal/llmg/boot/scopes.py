@@ -7,7 +7,7 @@ its targets. Its fallbacks are what their names mean where the model is defined.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -19,7 +19,7 @@ from llmg.boot.settings.fingerprint import fingerprint
 from llmg.boot.settings.models import FlatModel
 from llmg.providers.http import Transport
 from llmg.routing.catalog import Names, Scope
-from llmg.routing.router import Group, Target, only
+from llmg.routing.models import Group, Target, only
 
 Providers = Mapping[str, Provider]
 """The providers as a level has them, by their names."""
@@ -70,10 +70,16 @@ class Scopes:
             site = self._sites[id(providers)] = _Site(self._live, self._make, self._homes, providers, ids)
         return Scope(names, site.named, site.direct)
 
+    def expect(self) -> None:
+        """From now on, what is made is kept: when all scopes are made, and before the first model is."""
+        self._live.expect(self._definitions(), self._ids.values())
+
     def take_over(self, transport: Transport) -> None:
         """From now on, nothing is kept that only other configurations need."""
-        definitions = {home.definition for home in self._homes.values()}
-        self._live.keep(definitions, set(self._ids.values()), transport)
+        self._live.keep(self._definitions(), self._ids.values(), transport)
+
+    def _definitions(self) -> Iterator[Definition]:
+        return (home.definition for home in self._homes.values())
 
     def _id(self, name: str, config: Provider) -> bytes:
         """The same where name and configuration are."""

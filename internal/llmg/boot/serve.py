@@ -16,8 +16,9 @@ from dependency_injector import providers
 from starlette.types import ASGIApp
 
 from llmg.boot import collector, tls
-from llmg.boot.administration import following
+from llmg.boot.administration import following, take_over
 from llmg.boot.container import Container
+from llmg.boot.exposure import host_and_port
 from llmg.boot.launching import LazyLauncher
 from llmg.boot.reload import Reloader, Source
 from llmg.boot.settings import Settings
@@ -28,6 +29,8 @@ from llmg.ports import Launcher
 log = structlog.get_logger("llmg.serve")
 
 STOPS: Final = (signal.SIGTERM, signal.SIGINT)
+READY: Final = b"r"
+"""What a worker tells its supervisor when it serves."""
 
 
 def listen(address: tuple[str, int], backlog: int) -> socket.socket:
@@ -59,12 +62,6 @@ def at(listener: socket.socket, settings: Settings) -> str:
     """Where it listens, as a URL."""
     scheme = "http" if settings.http.tls is None else "https"
     return f"{scheme}://{host_and_port(listener.getsockname())}"
-
-
-def host_and_port(address: tuple[str, int]) -> str:
-    """Of a socket's address: `host:port`, an IPv6 host in brackets."""
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 Listeners = Mapping[str, socket.socket]
@@ -99,14 +96,16 @@ async def serve(
     launcher: Launcher | None,
     stop: asyncio.Event,
     source: Source | None = None,
+    ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serves until `stop` is set, then drains. The launcher is the caller's to close. `source`: where the settings come
-    from, to be watched."""
+    from, to be watched. `ready` is called as soon as it serves. Raises Failure where it can't begin to."""
     container = Container(settings=settings, launcher=providers.Object(launcher))
     draining = container.draining()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(container.needs().close)
-        await _start(container, stack)
+        if not await _start(container, stack, stop):
+            return
         apps = {"http": container.http, "graphql": container.graphql}
         servers = {name: _http_server(settings, apps[name](), draining) for name in listeners}
         this = version()  # asked here, as it may take a moment, and then known
@@ -123,8 +122,10 @@ async def serve(
         if not settings.providers:
             log.warning("no providers are configured: there is no model to ask for")
         if source is not None:
-            await stack.enter_async_context(watching(Reloader(source, container.current())))
+            reloader = Reloader(source, container.current(), reloaded=container.following().reconsider)
+            await stack.enter_async_context(watching(reloader))
         log.info("ready", **where, models=sorted(settings.models), version=this["version"], commit=this["commit"])
+        ready()
         await stop.wait()
         draining.on = True
         log.info("draining", grace=settings.server.grace)
@@ -132,8 +133,8 @@ async def serve(
         log.info("stopped", cut_off=sum(await asyncio.gather(*drains)))
 
 
-async def _start(container: Container, stack: AsyncExitStack) -> None:
-    """What runs beside the requests, until the stack is left."""
+async def _start(container: Container, stack: AsyncExitStack, stop: asyncio.Event) -> bool:
+    """What runs beside the requests, until the stack is left. False: it was stopped before that."""
     redis = container.redis()
     if redis is not None:
         await redis.start()
@@ -141,11 +142,14 @@ async def _start(container: Container, stack: AsyncExitStack) -> None:
         limiter: Any = container.limiter()  # the one that is shared
         await limiter.start()
         stack.push_async_callback(limiter.aclose)
-    await stack.enter_async_context(following(container.following()))  # else no key of the catalog is known
+    if not await take_over(container.following(), stop):  # else no key of the catalog is known
+        return False
+    await stack.enter_async_context(following(container.following()))
     container.current()  # tells the prober what to check
     prober = container.prober()
     prober.start()
     stack.push_async_callback(prober.aclose)
+    return True
 
 
 @asynccontextmanager
@@ -191,7 +195,7 @@ def stop_on_signals(again: Callable[[signal.Signals], None] | None = None) -> as
 
 
 async def run_alone(settings: Settings, listeners: Listeners, source: Source) -> None:
-    """The whole gateway in this process, with its engines below it."""
+    """The whole gateway in this process, with its engines below it. Raises Failure where it can't begin."""
     stop = stop_on_signals()
     async with AsyncExitStack() as stack:
         launcher = LazyLauncher()

@@ -3,7 +3,9 @@
 The supervisor owns what there must be one of: the listening socket, which every worker inherits (closing one of several
 SO_REUSEPORT sockets resets its queue), and the engines' processes, which workers reach through its launcher. Workers
 are started as new processes, never forked: a fork with gRPC in it hangs, and uvloop's own subprocesses begin with one.
-Each gets its settings on its standard input, whose end tells it later that the supervisor is gone.
+Each gets its settings on its standard input, whose end tells it later that the supervisor is gone. It is a socket: by
+it each says when it serves. Where all of them end before they do, nobody would answer the clients, whose connections
+the system accepts all the same: then the supervisor ends, too.
 
 Signals are the supervisor's: workers are in sessions of their own, where a terminal's Ctrl-C does not reach them. The
 first tells the workers to drain, the second ends them and the supervisor as they are.
@@ -14,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,9 +27,10 @@ from typing import Final
 import structlog
 
 from llmg.boot.current import check
+from llmg.boot.exposure import check_closed
 from llmg.boot.launching import LazyLauncher
 from llmg.boot.reload import Reloader, Source
-from llmg.boot.serve import Listeners, addresses, stop_on_signals, watching
+from llmg.boot.serve import READY, Listeners, addresses, stop_on_signals, watching
 from llmg.boot.settings import Settings
 from llmg.launcher.remote import LauncherServer
 
@@ -37,10 +41,18 @@ _STEADY: Final = 60.0  # seconds after which a worker that ends is treated as if
 _TO_CLOSE: Final = 5.0  # seconds on top of the grace
 
 
+class NobodyServes(Exception):
+    """No worker serves, and each that was started last ended before it did."""
+
+
 async def supervise(settings: Settings, listeners: Listeners, source: Source) -> None:
-    """Runs `settings.server.workers` processes until told to stop, and starts again those that end by themselves."""
+    """Runs `settings.server.workers` processes until told to stop, and starts again those that end by themselves.
+
+    Raises NobodyServes.
+    """
     orders = _Orders(settings, source)
     slots: list[_Slot] = []
+    hopeless = False
 
     def end_at_once(number: signal.Signals) -> None:
         for slot in slots:
@@ -48,10 +60,16 @@ async def supervise(settings: Settings, listeners: Listeners, source: Source) ->
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
 
+    def look() -> None:
+        nonlocal hopeless
+        if not stop.is_set() and all(slot.failing for slot in slots):
+            hopeless = True
+            stop.set()
+
     stop = stop_on_signals(end_at_once)
     async with AsyncExitStack() as stack:
         path = await _serve_launcher(stack)
-        slots += [_Slot(number, orders, listeners, path) for number in range(settings.server.workers)]
+        slots += [_Slot(number, orders, listeners, path, look) for number in range(settings.server.workers)]
         tasks = [asyncio.create_task(slot.keep()) for slot in slots]
         where = addresses(settings, listeners)
         if settings.grpc.enabled:
@@ -67,6 +85,8 @@ async def supervise(settings: Settings, listeners: Listeners, source: Source) ->
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(slot.end(settings.server.grace + _TO_CLOSE) for slot in slots))
         log.info("stopped")
+    if hopeless:
+        raise NobodyServes("no worker could be started: the log says why")
 
 
 async def _serve_launcher(stack: AsyncExitStack) -> str:
@@ -88,6 +108,7 @@ class _Orders:
 
     async def put(self, settings: Settings, version: str) -> None:
         """See reload.InForce."""
+        check_closed(self.settings, settings)
         await asyncio.to_thread(check, settings)
         self.settings = settings
 
@@ -98,12 +119,22 @@ class _Orders:
 class _Slot:
     """One worker, and whoever takes its place."""
 
-    def __init__(self, number: int, orders: _Orders, listeners: Listeners, path: str) -> None:
+    def __init__(
+        self, number: int, orders: _Orders, listeners: Listeners, path: str, failed: Callable[[], None]
+    ) -> None:
+        """`failed` is called when one has ended before it served."""
         self._number = number
         self._orders = orders
         self._listeners = listeners
         self._path = path
+        self._failed = failed
         self._worker: _Worker | None = None
+        self._ended_early = False
+
+    @property
+    def failing(self) -> bool:
+        """Does none serve here, and did the one before end before it did?"""
+        return self._ended_early and not (self._worker is not None and self._worker.serves)
 
     async def keep(self) -> None:
         """Starts it, and starts it again whenever it ends."""
@@ -118,9 +149,12 @@ class _Slot:
             else:
                 log.info("worker started", worker=self._number, pid=worker.pid)
                 code = await asyncio.shield(worker.ended)
+                self._ended_early = not worker.served
                 if loop.time() - began > _STEADY:
                     wait = _BACKOFF[0]
                 log.error("a worker ended by itself", worker=self._number, pid=worker.pid, code=code, again_in=wait)
+                if not worker.served:
+                    self._failed()
             await asyncio.sleep(wait)
             wait = min(wait * 2, _BACKOFF[1])
 
@@ -143,23 +177,42 @@ class _Slot:
 
 
 class _Worker:
-    """A process, from its start to its end; `ended` gives its exit code then. Raises OSError."""
+    """A process, from its start to its end; `ended` gives its exit code then. `served`: has it begun to serve?
+
+    Raises OSError.
+    """
 
     def __init__(self, listeners: Listeners, path: str, settings: bytes) -> None:
         fds = {name: listener.fileno() for name, listener in listeners.items()}
         words = [sys.executable, "-m", "llmg.boot.worker", path, *(f"{name}={fd}" for name, fd in fds.items())]
-        self._child = subprocess.Popen(
-            words, stdin=subprocess.PIPE, pass_fds=tuple(fds.values()), start_new_session=True
-        )
+        link, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._child = subprocess.Popen(
+                    words, stdin=theirs.fileno(), pass_fds=tuple(fds.values()), start_new_session=True
+                )
+        except BaseException:
+            link.close()
+            raise
         self.pid = self._child.pid
+        self.served = False
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = loop.create_future()
+        said = len(settings).to_bytes(8, "big") + settings
         threading.Thread(
             target=_attend,
-            args=(self._child, len(settings).to_bytes(8, "big") + settings, loop, self.ended.set_result),
+            args=(self._child, link, said, loop, self._serves, self.ended.set_result),
             name=f"worker {self.pid}",
             daemon=True,
         ).start()
+
+    @property
+    def serves(self) -> bool:
+        """Does it, at this moment?"""
+        return self.served and not self.ended.done()
+
+    def _serves(self) -> None:
+        self.served = True
 
     def tell(self, number: signal.Signals) -> None:
         """Sends it a signal, if it has not ended."""
@@ -168,15 +221,18 @@ class _Worker:
 
 
 def _attend(
-    child: subprocess.Popen[bytes], settings: bytes, loop: asyncio.AbstractEventLoop, ended: Callable[[int], None]
+    child: subprocess.Popen[bytes],
+    link: socket.socket,
+    settings: bytes,
+    loop: asyncio.AbstractEventLoop,
+    serves: Callable[[], None],
+    ended: Callable[[int], None],
 ) -> None:
-    """What would block: hands the settings over, and waits for the end."""
-    assert child.stdin is not None
-    with suppress(BrokenPipeError):  # it has ended already
-        child.stdin.write(settings)
-        child.stdin.flush()
-    code = child.wait()
-    with suppress(BrokenPipeError):
-        child.stdin.close()
-    with suppress(RuntimeError):  # the event loop has ended before the worker, and nobody is left to tell
+    """What would block: hands the settings over, and waits until it serves, and for the end."""
+    with suppress(RuntimeError), link:  # the event loop has ended before the worker, and nobody is left to tell
+        with suppress(OSError):  # it has ended already
+            link.sendall(settings)
+            if link.recv(len(READY)) == READY:
+                loop.call_soon_threadsafe(serves)
+        code = child.wait()
         loop.call_soon_threadsafe(ended, code)

@@ -1,7 +1,7 @@
 """`python -m llmg.boot.worker SOCKET [NAME=FD ...]`: one of the supervisor's workers.
 
 The FDs are the listening sockets, SOCKET where the supervisor's launcher is asked. The settings come on standard input,
-as the supervisor wrote them, with where they came from.
+as the supervisor wrote them, with where they came from; that is a socket, by which READY goes back.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ import os
 import pickle
 import socket
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
+import structlog
 import uvloop
 
 from llmg.boot import logs
 from llmg.boot.reload import Source
-from llmg.boot.serve import Listeners, serve, stop_on_signals
+from llmg.boot.serve import READY, Listeners, serve, stop_on_signals
 from llmg.boot.settings import Settings
+from llmg.core.errors import Failure
 from llmg.launcher.remote import RemoteLauncher
+
+log = structlog.get_logger("llmg.worker")
 
 
 async def work(settings: Settings, source: Source, listeners: Listeners, path: str) -> None:
@@ -35,7 +39,12 @@ async def work(settings: Settings, source: Source, listeners: Listeners, path: s
     async with AsyncExitStack() as stack:
         launcher = RemoteLauncher(path)
         stack.push_async_callback(launcher.aclose)
-        await serve(settings, listeners, launcher, stop, source)
+        await serve(settings, listeners, launcher, stop, source, _tell_supervisor)
+
+
+def _tell_supervisor() -> None:
+    with suppress(OSError):  # it is gone
+        os.write(sys.stdin.fileno(), READY)
 
 
 def main() -> None:
@@ -45,7 +54,11 @@ def main() -> None:
     settings, source = pickle.loads(_read(int.from_bytes(_read(8), "big")))
     logs.configure(settings.log.level, settings.log.format)
     listeners = {name: socket.socket(fileno=fd) for name, fd in fds.items()}
-    uvloop.run(work(settings, source, listeners, path))
+    try:
+        uvloop.run(work(settings, source, listeners, path))
+    except Failure as failure:
+        log.error("it could not begin to serve", reason=failure.message, detail=failure.detail)
+        sys.exit(1)
 
 
 def _read(size: int) -> bytes:

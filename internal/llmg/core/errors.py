@@ -22,6 +22,7 @@ class Kind(StrEnum):
     PERMISSION_DENIED = "permission_denied"
     NOT_FOUND = "not_found"
     MODEL_NOT_FOUND = "model_not_found"
+    CONFLICT = "conflict"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TOO_LARGE = "request_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
@@ -57,6 +58,7 @@ BLAME: dict[Kind, Blame] = {
     Kind.PERMISSION_DENIED: _CALLER,
     Kind.NOT_FOUND: _CALLER,
     Kind.MODEL_NOT_FOUND: _CALLER,
+    Kind.CONFLICT: _CALLER,
     Kind.METHOD_NOT_ALLOWED: _CALLER,
     Kind.REQUEST_TOO_LARGE: _CALLER,
     Kind.UNSUPPORTED_MEDIA_TYPE: _CALLER,
@@ -136,6 +138,11 @@ class Failure(Exception):
 def invalid(message: str, param: str | None = None) -> Failure:
     """The caller's mistake, naming the field."""
     return Failure(Kind.INVALID_REQUEST, message, param=param)
+
+
+def conflict(message: str, param: str | None = None) -> Failure:
+    """Something is not as the request has it, naming the field that says so: another request may have changed it."""
+    return Failure(Kind.CONFLICT, message, param=param)
 
 
 def not_implemented(what: str) -> Failure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,49 +12,11 @@ from msgspec.structs import replace
 from llmg.core.errors import Failure, Kind, invalid, not_implemented
 from llmg.core.request import Audio, Embed, Image, Part, Request, SchemaOutput, ToolChoice, ToolResult
 from llmg.ports import Profile
+from llmg.routing.models import Able, Group
 from llmg.routing.policies.view import View
 
 if TYPE_CHECKING:
     from llmg.core.context import Context
-    from llmg.routing.router import Group
-
-
-class Able(Struct, frozen=True):
-    """The targets of a model that have an operation, as indexes, ascending.
-
-    `alike`, where some of them can't do all that it may ask for: those that can do the same, kind by kind, as there are
-    few kinds however many targets there are. Empty where all can do everything.
-    """
-
-    all: tuple[int, ...] = ()
-    alike: tuple[tuple[Profile, tuple[int, ...]], ...] = ()
-
-
-class Operations(Struct, frozen=True):
-    """Which of a model's targets have an operation."""
-
-    chat: Able = Able()
-    embed: Able = Able()
-
-
-@lru_cache(1024)
-def operations(profiles: tuple[Profile, ...]) -> Operations:
-    """Of targets with these profiles. Kept, as some models are made anew for a request: PROVIDER/MODEL."""
-    known = list(enumerate(profiles))
-    return Operations(
-        chat=_able([(index, profile) for index, profile in known if profile.chat]),
-        embed=_able([(index, profile) for index, profile in known if profile.embed]),
-    )
-
-
-def _able(targets: Sequence[tuple[int, Profile]]) -> Able:
-    """Of targets that have the operation: their indexes and profiles."""
-    alike: dict[Profile, list[int]] = {}
-    if any(profile.lacks or profile.context_window is not None for _, profile in targets):
-        for index, profile in targets:
-            alike.setdefault(profile, []).append(index)
-    kinds = tuple((profile, tuple(indexes)) for profile, indexes in alike.items())
-    return Able(tuple([index for index, _ in targets]), kinds)
 
 
 class Rejected(Struct, frozen=True):

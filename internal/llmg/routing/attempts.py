@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -12,9 +11,7 @@ from llmg.core.errors import FAILS_OVER, Failure, Kind, internal
 from llmg.core.events import Batch, commits
 from llmg.core.request import Request
 from llmg.ports import Answering, Asked, Clock
-
-if TYPE_CHECKING:
-    from llmg.routing.router import Group, Target
+from llmg.routing.models import Group, Target
 
 
 def why_left(error: BaseException | None) -> Failure:

@@ -22,7 +22,7 @@ from msgspec import Struct
 from llmg.core.context import ANONYMOUS, Principal
 from llmg.core.errors import Failure, Kind
 from llmg.core.levels import Level
-from llmg.routing.router import Group
+from llmg.routing.models import Group
 
 D = TypeVar("D")
 

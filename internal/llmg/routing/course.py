@@ -6,15 +6,12 @@ One per request. Pure but for what it takes from the model's retry budget: it sa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from llmg.core.errors import FAILS_OVER, Failure
 from llmg.ports import Random
 from llmg.routing.health import fittest, unfit
+from llmg.routing.models import Group
 from llmg.routing.retries import RETRIED
-
-if TYPE_CHECKING:
-    from llmg.routing.router import Group
 
 
 class Course:

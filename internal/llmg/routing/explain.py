@@ -16,9 +16,9 @@ from llmg.ports import Ranked
 from llmg.routing.ability import Demand
 from llmg.routing.breaker import State
 from llmg.routing.health import Health, fittest
+from llmg.routing.models import Group, Target
 from llmg.routing.policies.priority import Priority
 from llmg.routing.policies.view import View
-from llmg.routing.router import Group, Target
 
 
 class Finding(Protocol):

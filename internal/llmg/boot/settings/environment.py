@@ -30,7 +30,8 @@ def layer(env: Mapping[str, str], below: Layer) -> tuple[Layer, list[Problem]]:
         try:
             value = _decode(env[name], node, len(keys) < name.count(BETWEEN) + 1)
         except ValueError as error:
-            problems.append(Problem(dotted(keys), str(error), origin.text, f"set {variable(keys)}"))
+            right = variable(keys)
+            problems.append(Problem(dotted(keys), str(error), origin.text, f"set {right}" if right != name else ""))
         else:
             _put(result.values, keys, value)
             result.origins[keys] = origin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -261,13 +262,14 @@ _ARGUMENTS: Final = {"page_size": "first", "page_token": "after"}
 _SETTINGS: Final = {"upstreams": "overrides"} | {
     name: name for name in ("allow", "models", "limits", "labels", "alias")
 }
+_FIRST: Final = re.compile(r"[.\[]")  # ends the first name of a place: `models["a.b"].targets[0]`
 
 
 def _place(param: str) -> str:
-    first, dot, rest = param.partition(".")
+    first = _FIRST.split(param, maxsplit=1)[0]
     if first in _SETTINGS:
-        return f"settings.{_SETTINGS[first]}{dot}{rest}"
-    return param if dot else to_camel_case(_ARGUMENTS.get(param, param))
+        return f"settings.{_SETTINGS[first]}{param.removeprefix(first)}"
+    return param if first != param else to_camel_case(_ARGUMENTS.get(param, param))
 
 
 @contextmanager
@@ -293,6 +295,7 @@ def _argument(description: str) -> Any:
 
 
 _Name = Annotated[str, _argument("The level's path.")]
+_NameOrAlias = Annotated[str, _argument("The level's path; of an endpoint, its alias will do.")]
 _Endpoint = Annotated[str, _argument("The endpoint's path.")]
 _KeyName = Annotated[str, _argument("The key's path.")]
 _Parent = Annotated[str, _argument("The level above them. Empty: the tenants.")]
@@ -306,7 +309,7 @@ _ExpireTime = Annotated[datetime | None, _argument("From when on the new key is 
 _Grace = Annotated[float, _argument("How many seconds the old key is good still.")]
 
 
-async def _get_level(info: Info, name: _Name) -> Level:
+async def _get_level(info: Info, name: _NameOrAlias) -> Level:
     with _administering(info) as (use, context):
         return _level(await use.get_level(context, name))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -20,6 +21,7 @@ from llmg.services.admin.service import GRACE
 
 _SETTINGS: Final = ("allow", "models", "upstreams", "limits", "labels", "alias")
 _LIMITS: Final = ("requests_per_minute", "tokens_per_minute", "max_concurrent")
+_FIRST: Final = re.compile(r"[.\[]")  # ends the first name of a place: `models["a.b"].targets[0]`
 
 
 class Administration(AdminServiceServicer):
@@ -110,7 +112,10 @@ class Administration(AdminServiceServicer):
 
 def _place(param: str) -> str:
     """Of what the use case calls so, in a request that holds a level."""
-    return f"level.{param}" if param.partition(".")[0] in ("name", "etag", *_SETTINGS) else param
+    first = _FIRST.split(param, maxsplit=1)[0]
+    if first == "allow":
+        return param.replace("allow", "level.allow.models", 1)
+    return f"level.{param}" if first in ("name", "etag", *_SETTINGS) else param
 
 
 # --- in --------------------------------------------------------------------------------------------------------------

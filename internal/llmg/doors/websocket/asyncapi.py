@@ -91,7 +91,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
                         "verdict": "candidate",
                         "place": 1,
                         "score": 1.0,
-                        "reason": "credit with this turn's weight of 1",
+                        "reason": "share 1.000, credit 1: the highest is next",
                         "weight": 1.0,
                     }
                 ],

@@ -29,11 +29,13 @@ class Weighted(Unmoved):
     def rank(self, candidates: Sequence[int], asked: Asked, /) -> Sequence[Ranked]:
         """See `ports.Policy`. The score: what each has to spend in this turn."""
         credit, weights = list(self._credit), self._weights
+        total = sum(weights[index] for index in candidates)
         order = one_by_one(lambda left: left[0] if len(left) == 1 else self._turn(credit, left), candidates)
-        return [
-            Ranked(index, self._credit[index] + weights[index], f"saved-up turns {self._credit[index] + weights[index]:g} (+{weights[index]:g} a turn), the most goes first")
-            for index in order
-        ]
+        return [self._ranked(index, total) for index in order]
+
+    def _ranked(self, index: int, total: float) -> Ranked:
+        now = self._credit[index] + self._weights[index]
+        return Ranked(index, now, f"share {self._weights[index] / total:.3f}, credit {now:g}: the highest is next")
 
     def _turn(self, credit: list[float], candidates: Sequence[int]) -> int:
         weights = self._weights

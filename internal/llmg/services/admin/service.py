@@ -18,7 +18,7 @@ import structlog
 from msgspec.structs import replace
 
 from llmg.core.context import ADMIN, Context
-from llmg.core.errors import Failure, Kind, internal, invalid
+from llmg.core.errors import Failure, Kind, conflict, internal, invalid
 from llmg.ports import AuditEntry, CatalogStore, Clock, Conflict, Document, Ids
 from llmg.services.admin import tree
 from llmg.services.admin.names import KEYS, Path, check_id, endpoint_path, key_path, level_path, name_of
@@ -78,9 +78,12 @@ class Admin:
         return Page(page, page[-1].name if len(later) > most else "")
 
     async def get_level(self, context: Context, name: str) -> Level:
-        """The level of that name. Raises Failure."""
-        path = level_path(name)
-        return tree.shown(tree.find(await self._root(context), path), path)
+        """The level of that name, or the endpoint of that alias. Raises Failure."""
+        path = level_path(name) if "/" in name or not name else None
+        root = await self._root(context)
+        if path is None:
+            path = tree.of_alias(root, name)
+        return tree.shown(tree.find(root, path), path)
 
     async def create_level(self, context: Context, name: str, changes: Changes) -> Level:
         """A new level, below one that is there. Raises Failure."""
@@ -111,7 +114,7 @@ class Admin:
             node = tree.find(root, path)
             _check_etag(node, etag)
             if not force and tree.children(node, path):
-                raise invalid(f"there are levels below '{name}': delete them first, or set 'force'", "force")
+                raise conflict(f"there are levels below '{name}': delete them first, or set 'force'", "force")
             return tree.remove(root, path)
 
         await self._change(context, "DeleteLevel", name, edit)
@@ -153,7 +156,7 @@ class Admin:
 
         def retire(held: Node) -> Node:
             if held.get("revoked") or _past(held, self._now()):
-                raise invalid(f"'{name}' is no longer good: issue a new key instead", "name")
+                raise conflict(f"'{name}' is no longer good: issue a new key instead", "name")
             was = _expiry(held)
             return {**held, "expires": _text(end if was is None else min(was, end))}
 
@@ -239,7 +242,7 @@ class Admin:
             await self._validate(tenants)
         except Failure as failure:
             if failure.param:  # a place in the catalog; in the level that is changed, one of that
-                failure.param = failure.param.removeprefix(resource.replace("/", ".") + ".")
+                failure.param = failure.param.removeprefix(_place(resource) + ".")
             raise
 
     async def _log_refused(self, entry: AuditEntry, failure: Failure) -> None:
@@ -275,6 +278,12 @@ class Admin:
         return made, secret
 
 
+def _place(resource: str) -> str:
+    """In the catalog, as mistakes name places: `tenants.acme`, but `tenants["acme.com"]`."""
+    ids = (f'["{piece}"]' if "." in piece else f".{piece}" for piece in resource.split("/"))
+    return "".join(ids).removeprefix(".")
+
+
 def _check_admin(context: Context) -> None:
     if ADMIN not in context.principal.roles:
         raise Failure(Kind.PERMISSION_DENIED, "this needs an admin's key (`admin.keys` of the configuration)")
@@ -282,7 +291,7 @@ def _check_admin(context: Context) -> None:
 
 def _check_etag(node: Node, etag: str) -> None:
     if etag and etag != tree.etag(node):
-        raise invalid("invalid 'etag': the level has changed since it was read", "etag")
+        raise conflict("the level has changed since it was read with this 'etag'", "etag")
 
 
 def _check_changes(changes: Changes) -> None:
@@ -304,7 +313,7 @@ def _size(asked: int) -> int:
 def _with_key(node: Node, made: Node) -> Node:
     held = node.get(KEYS) or []
     if any(other.get("id") == made["id"] for other in held):
-        raise invalid(f"there is a key '{made['id']}' already", "key_id")
+        raise conflict(f"there is a key '{made['id']}' already", "key_id")
     return {**node, KEYS: [*held, made]}
 
 

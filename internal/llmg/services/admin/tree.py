@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from llmg.core.errors import Failure, Kind, invalid
+from llmg.core.errors import Failure, Kind, conflict
 from llmg.services.admin.names import CHILDREN, Path, kind_of, name_of
 from llmg.services.admin.values import Changes, Level, Upstream, UpstreamChange
 
@@ -46,6 +46,17 @@ def children(node: Node, path: Path) -> list[tuple[Path, Node]]:
         for id, child in (node.get(kind) or {}).items()
     ]
     return sorted(below, key=lambda found: name_of(found[0]))
+
+
+def of_alias(root: Node, alias: str) -> Path:
+    """Where the endpoint of that alias is. Raises Failure (not_found)."""
+    levels: list[tuple[Path, Node]] = [((), root)]
+    while levels:
+        path, node = levels.pop()
+        if node.get("alias") == alias:
+            return path
+        levels += children(node, path)
+    raise missing(alias)
 
 
 def shown(node: Node, path: Path) -> Level:
@@ -97,11 +108,11 @@ def _put(node: Node, path: Path, change: Callable[[Node], Node]) -> Node:
 
 
 def add(root: Node, path: Path, level: Node) -> Node:
-    """The tree with one level more. Raises Failure (not_found: the level above; invalid_request: it is there)."""
+    """The tree with one level more. Raises Failure (not_found: the level above; conflict: it is there)."""
     above, (kind, id) = path[:-1], path[-1]
     held = find(root, above).get(kind) or {}
     if id in held:
-        raise invalid(f"there is a '{name_of(path)}' already", "name")
+        raise conflict(f"there is a '{name_of(path)}' already", "name")
     return _put(root, above, lambda node: {**node, kind: {**held, id: level}})
 
 

@@ -25,6 +25,7 @@ STATUS: dict[Kind, tuple[int, str]] = {
     Kind.PERMISSION_DENIED: (403, _DENIED),
     Kind.NOT_FOUND: (404, _BAD),
     Kind.MODEL_NOT_FOUND: (404, _BAD),
+    Kind.CONFLICT: (409, _BAD),
     Kind.METHOD_NOT_ALLOWED: (405, _BAD),
     Kind.REQUEST_TOO_LARGE: (413, _BAD),
     Kind.UNSUPPORTED_MEDIA_TYPE: (415, _BAD),

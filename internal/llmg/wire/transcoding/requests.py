@@ -28,7 +28,7 @@ from llmg.wire.transcoding.templates import decode
 # that is found out when the message is put together.)
 _DEEPEST: Final = 100
 _TOO_DEEP: Final = "it is nested too deeply"
-_STEP: Final = re.compile(r"[^.\[\]]+")
+_STEP: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[^.\[\]]+')  # `models["gpt-4.1"].targets[0]` has four
 _decode_json: Final = msgspec.json.Decoder().decode
 _encode_json: Final = msgspec.json.Encoder().encode
 
@@ -105,7 +105,7 @@ class Transcoder:
 
     def source(self, field: str) -> Source:
         """Where in the HTTP request a field of the message is: `chat.messages[0].role`, as servers name them."""
-        steps: list[str] = _STEP.findall(field)
+        steps = [_unquoted(step) for step in _STEP.findall(field)]
         body = self._binding.body
         for variable in self._binding.template.variables:
             if list(variable.path) == steps:
@@ -121,6 +121,16 @@ class Transcoder:
 def _refused(where: str, words: str) -> Refused:
     detail = f"invalid '{where}': {words}" if where else f"invalid body: {words}"
     return refused(Kind.INVALID_REQUEST, detail, Source(pointer=where))
+
+
+def _unquoted(step: str) -> str:
+    """A key of a map that is no plain word stands in quotes, as in JSON."""
+    if not step.startswith('"'):
+        return step
+    try:
+        return str(_decode_json(step))
+    except msgspec.DecodeError:  # whatever the server means by it
+        return step
 
 
 def _json_names(message: Descriptor | None, steps: list[str]) -> Iterator[str]:

@@ -1230,7 +1230,7 @@ class GetLevelRequest(betterproto2.Message):
 
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    Its path.
+    Its path; of an endpoint, its alias will do.
     """
 
 
