@@ -86,7 +86,8 @@ async def test_what_is_made_of_it_counts() -> None:
             assert reservation.rates.requests.remaining == 4
             reservation.settle(0)
         assert shared.up
-        assert sorted(await redis.client.keys()) == [b"{mine}:limits::counts", b"{mine}:limits:epoch"]
+        names = ("limits::counts", "limits:epoch", "limits:replicas")
+        assert sorted(await redis.client.keys()) == [f"{{mine}}:{name}".encode() for name in names]
         await shared.aclose()
         await redis.aclose()
 

@@ -47,32 +47,49 @@ async def test_exactly_the_limit_is_let_in(limits: Limits, tokens: int, expected
 
 async def test_closed_exactly_the_limit_although_redis_forgets_in_between() -> None:
     async with redis_server() as redis:
-        options = Options(url=redis.url, limits=Limits(requests=400, concurrent=5), on_failure="closed")
+        options = Options(url=redis.url, limits=Limits(requests=1200, concurrent=5), on_failure="closed")
         async with replicas(3, options) as running:
             await asyncio.gather(*[replica.until(lambda one: len(one.admitted) >= 20) for replica in running])
             await redis.kill()
             await _all(running, "alone-closed")
             before = len(_admitted(running))
-            assert before < 400
+            assert before < 1200
             await redis.start()
             await _all(running, "full")
             await _stop(running)
             admitted = _admitted(running)
-            assert len(admitted) == 400
+            assert len(admitted) == 1200
             assert most_at_a_time(admitted) == 5
 
 
-async def test_local_each_process_keeps_to_the_limit_alone_and_all_of_them_again_afterwards() -> None:
+async def test_local_each_process_keeps_to_its_share_and_all_of_them_to_the_limit_afterwards() -> None:
     async with redis_server() as redis:
-        options = Options(url=redis.url, limits=Limits(requests=600), on_failure="local")
+        options = Options(url=redis.url, limits=Limits(requests=1800), on_failure="local", known=3)
         async with replicas(3, options) as running:
             await asyncio.gather(*[replica.until(lambda one: len(one.admitted) >= 10) for replica in running])
             await redis.kill()
             await _all(running, "alone-full")
+            alone = [len(replica.admitted) for replica in running]
             await redis.start()
             await _all(running, "full")
             await _stop(running)
-            assert [len(replica.admitted) for replica in running] == [600, 600, 600]
+            assert max(alone) <= 600
+            assert len(_admitted(running)) == 1800
+
+
+async def test_local_hardly_more_at_a_time_while_what_ran_before_is_not_over() -> None:
+    async with redis_server() as redis:
+        options = Options(url=redis.url, limits=Limits(requests=1200, concurrent=6), on_failure="local", known=3)
+        async with replicas(3, options) as running:
+            await asyncio.gather(*[replica.until(lambda one: len(one.admitted) >= 10) for replica in running])
+            await redis.kill()
+            await _all(running, "alone-full")
+            assert max(len(replica.admitted) for replica in running) <= 400
+            await redis.start()
+            await _all(running, "full")
+            await _stop(running)
+            assert len(_admitted(running)) == 1200
+            assert most_at_a_time(_admitted(running)) <= 6 + 2 + 2  # all of them one's, and two others' shares
 
 
 async def test_open_all_are_let_in_and_none_afterwards() -> None:

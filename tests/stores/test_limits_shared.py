@@ -17,7 +17,7 @@ from llmg.core.limits import LimitReached
 from llmg.ports import Clock
 from llmg.routing.limits.book import Book
 from llmg.stores.limits import OnFailure, Reserved, Shared
-from llmg.stores.limits_link import ServerClock
+from llmg.stores.limits_link import Replicas, ServerClock
 from llmg.stores.redis import Line, Redis
 from support.redis import PATIENCE, RedisServer, redis_server
 
@@ -289,6 +289,78 @@ async def test_local_holds_from_the_first_moment_with_what_was_counted_before() 
             await limiter.reserve(ACME, 0)
 
 
+async def _until_replicas(*limiters: Shared) -> None:
+    """Each of them knows of all."""
+    async with asyncio.timeout(20):
+        while any(limiter.replicas != len(limiters) for limiter in limiters):
+            await asyncio.sleep(0.01)
+
+
+async def _take_all(limiter: Shared) -> int:
+    """How many there were, until the limit of requests was reached."""
+    taken: list[Reserved] = []
+
+    async def ask_on() -> None:
+        while len(taken) < 100:
+            taken.append(await limiter.reserve(ACME, 0))
+            taken[-1].settle(0)
+
+    with pytest.raises(LimitReached, match="the limit of 10 requests a minute of tenants/acme is reached"):
+        await ask_on()
+    return len(taken)
+
+
+async def test_local_each_keeps_to_its_share_of_what_was_left_and_both_to_the_whole_afterwards() -> None:
+    async with (
+        redis_server() as server,
+        sharing(server, on_failure="local") as (one, _),
+        sharing(server, on_failure="local") as (other, _),
+    ):
+        await _until_replicas(one, other)
+        for limiter in (other, one, one, one, one, one, other):
+            (await limiter.reserve(ACME, 0)).settle(0)
+        await server.kill()
+        assert await _take_all(one) == 0  # it had its share
+        assert await _take_all(other) == 1  # of the 3 that were left, rounded down
+        await server.start()
+        await _until_up(one)
+        await _until_up(other)
+        await _settled(server, requests=8, tokens=0, held=0)
+        assert [await _take_all(one), await _take_all(other)] == [2, 0]
+        assert [one.replicas, other.replicas] == [2, 2]
+
+
+async def test_local_who_was_told_nothing_of_late_has_its_whole_share() -> None:
+    async with (
+        redis_server() as server,
+        sharing(server, on_failure="local") as (one, _),
+        sharing(server, on_failure="local") as (other, _),
+    ):
+        await _until_replicas(one, other)
+        assert await _take_all(one) == 10
+        await server.kill()
+        assert [await _take_all(one), await _take_all(other)] == [0, 5]
+
+
+async def test_local_what_may_run_at_a_time_is_shared() -> None:
+    async with (
+        redis_server() as server,
+        sharing(server, on_failure="local") as (one, _),
+        sharing(server, on_failure="local") as (other, _),
+    ):
+        await _until_replicas(one, other)
+        running = await _take(one, 1)
+        await server.kill()
+        running += [*await _take(one, 3), *await _take(other, 4)]
+        for limiter in (one, other):
+            with pytest.raises(LimitReached, match="8 requests at the same time of tenants/acme"):
+                await limiter.reserve(ACME, 0)
+        running[0].settle(0)
+        with pytest.raises(LimitReached, match="8 requests at the same time of tenants/acme"):
+            await other.reserve(ACME, 0)
+        await one.reserve(ACME, 0)
+
+
 async def test_it_need_not_be_there_at_the_start() -> None:
     async with redis_server() as server:
         await server.kill()
@@ -327,6 +399,24 @@ def test_the_servers_clock_is_known_the_better_the_faster_it_answered() -> None:
     assert clock.micros(20.0) == 1_009_000_000
     clock.seen(900_000_000, 40.0, 40.5)  # it was set back
     assert clock.micros(40.0) == 900_000_000
+
+
+def test_more_replicas_are_believed_at_once_and_fewer_after_a_while() -> None:
+    replicas = Replicas(grace=3.0)
+    assert replicas.number == 1
+    replicas.seen(3, 0.0)
+    assert replicas.number == 3
+    replicas.seen(1, 1.0)
+    replicas.seen(2, 3.5)
+    assert replicas.number == 3
+    replicas.seen(3, 4.0)  # all are back
+    replicas.seen(2, 5.0)
+    replicas.lost()
+    replicas.seen(2, 9.0)
+    replicas.seen(2, 12.0)
+    assert replicas.number == 3
+    replicas.seen(2, 12.5)
+    assert replicas.number == 2
 
 
 async def test_the_leases_of_requests_that_run_are_renewed_and_of_those_that_are_over_not() -> None:

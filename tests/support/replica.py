@@ -31,7 +31,7 @@ PATIENCE = 20.0  # seconds; what is waited for takes a few
 
 
 class Options(Struct, frozen=True, kw_only=True):
-    """`hold`: requests that were let in never end."""
+    """`hold`: requests that were let in never end. `known`: so many replicas each is to know of before it is ready."""
 
     url: str
     limits: Limits
@@ -41,6 +41,7 @@ class Options(Struct, frozen=True, kw_only=True):
     timeout: float = 5.0
     lease: float = 3.0
     hold: bool = False
+    known: int = 1
 
 
 class Replica:
@@ -173,6 +174,8 @@ async def _main(options: Options) -> None:
     limiter = Shared(redis, Book(), SystemClock(), on_failure=options.on_failure, lease=options.lease)
     await redis.start()
     await limiter.start()
+    while limiter.replicas < options.known:
+        await asyncio.sleep(0.01)
     _write("now ready")
     await asyncio.to_thread(sys.stdin.readline)
     clients = _Clients(options, limiter)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import count
-from secrets import token_hex
 from typing import Any, Final, Literal, Protocol
 
 from llmg.core.errors import Failure, Kind
 from llmg.core.levels import Level, Rates
-from llmg.core.limits import WHATS, check_size, rates, reached
+from llmg.core.limits import WHATS, Use, check_size, rates, reached
 from llmg.ports import Clock
 from llmg.stores.limits_link import Link, Note
 from llmg.stores.limits_scripts import FULL, Scripts
@@ -38,8 +37,12 @@ class Entry(Protocol):
 class Own(Protocol):
     """What this process has counted itself: `routing.limits.book.Book`. Times are monotonic seconds."""
 
-    def admit(self, levels: Sequence[Level], tokens: int, now: float) -> Entry:
-        """Counts, or raises LimitReached."""
+    def admit_share(self, levels: Sequence[Level], tokens: int, now: float, among: int) -> Entry:
+        """Counts, or raises LimitReached: by the share of one in so many processes."""
+        ...
+
+    def tell(self, levels: Sequence[Level], uses: Sequence[Use], now: float) -> None:
+        """What all processes together have taken."""
         ...
 
     def count(self, levels: Sequence[Level], tokens: int, now: float) -> Entry:
@@ -58,7 +61,7 @@ class Own(Protocol):
 class Shared:
     """A `ports.Limiter` for all replicas together. While Redis is away, `on_failure` says what holds:
 
-    `local`: each replica applies the limits to what it has let in itself, with and without Redis, in the last minute.
+    `local`: each replica keeps to its share, by what it has let in itself, with and without Redis, in the last minute.
     `open`: all are let in, and counted. `closed`: none is.
     """
 
@@ -78,13 +81,17 @@ class Shared:
         self._clock = clock
         self._on_failure = on_failure
         self._link = Link(redis, clock, own.counts, prefix=prefix, lease=lease, scripts=scripts)
-        self._replica = token_hex(8)
         self._numbers = count()
 
     @property
     def up(self) -> bool:
         """Does Redis decide?"""
         return self._link.up
+
+    @property
+    def replicas(self) -> int:
+        """How many count together, as is known here: at least 1."""
+        return self._link.replicas
 
     async def start(self) -> None:
         """Before use. Redis need not be there."""
@@ -97,7 +104,7 @@ class Shared:
     async def reserve(self, levels: Sequence[Level], tokens: int, /) -> Reserved:
         """See `ports.Limiter`."""
         check_size(levels, tokens)
-        id = f"{self._replica}{next(self._numbers):x}"
+        id = f"{self._link.replica}{next(self._numbers):x}"
         if self._link.up:
             try:
                 reply = await self._link.ask(id, levels, tokens)
@@ -112,9 +119,10 @@ class Shared:
         numbers = rest[3:] if status == FULL else rest[1:]
         uses = [(r, t, micros / 1e6) for r, t, micros in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)]
         left = rates(levels, uses)
+        now = self._clock.monotonic()
+        self._own.tell(levels, uses, now)
         if status == FULL:
             raise reached(levels[rest[0]], WHATS[rest[1]], left, rest[2] / 1e6)
-        now = self._clock.monotonic()
         return self._reserved(id, levels, self._own.count(levels, tokens, now), left, rest[0], now)
 
     def _alone(self, id: str, levels: Sequence[Level], tokens: int) -> Reserved:
@@ -123,8 +131,10 @@ class Shared:
             message = "the limits cannot be checked at the moment"
             raise Failure(Kind.OVERLOADED, message, retry_after=_RETRY_AFTER)
         now = self._clock.monotonic()
-        decide = self._own.admit if self._on_failure == "local" else self._own.count
-        entry = decide(levels, tokens, now)
+        if self._on_failure == "local":
+            entry = self._own.admit_share(levels, tokens, now, self._link.replicas)
+        else:
+            entry = self._own.count(levels, tokens, now)
         self._link.note(Note(_names(levels), now, requests=1, tokens=tokens, slot=None))
         return self._reserved(id, levels, entry, entry.rates, None, now)
 

@@ -86,6 +86,33 @@ class ServerClock:
         return int((ours + (self._ahead or 0.0)) * 1e6)
 
 
+class Replicas:
+    """How many replicas count together, as far as one of them knows: at first, of itself alone.
+
+    A Redis that was away, or has forgotten everything, knows few of them until all have greeted it again. So more are
+    believed at once; fewer when it has said so for `grace` seconds without a break.
+    """
+
+    def __init__(self, grace: float) -> None:
+        self.number = 1
+        self._grace = grace
+        self._fewer_since: float | None = None
+
+    def seen(self, number: int, now: float) -> None:
+        """So many have greeted Redis of late."""
+        if number >= self.number:
+            self._fewer_since = None
+        elif self._fewer_since is None:
+            self._fewer_since = now
+        if self._fewer_since is None or now - self._fewer_since > self._grace:
+            self.number = number
+            self._fewer_since = None
+
+    def lost(self) -> None:
+        """Redis is away."""
+        self._fewer_since = None
+
+
 class Link:
     """See above. `counts` gives all that this process has counted: level, slot (our seconds), requests, tokens."""
 
@@ -107,6 +134,9 @@ class Link:
         self._line = Line(redis, [script.text for script in scripts.all()])
         self._lease = int(lease * 1e6)
         self._beat = min(_LONGEST_BEAT, lease / 3)
+        self._grace = _GRACE * self._beat
+        self.replica = token_hex(8)
+        self._replicas = Replicas(self._grace)
         self._server = ServerClock()
         self._took = 0.0  # seconds that Redis took for what was sent last
         self._epoch = ""
@@ -128,6 +158,11 @@ class Link:
     def up(self) -> bool:
         """Can it be asked?"""
         return self._in_step and not self._redis.away
+
+    @property
+    def replicas(self) -> int:
+        """How many processes count together, as is known: at least 1."""
+        return self._replicas.number
 
     async def start(self) -> None:
         """Begins, and waits for the first greeting if Redis is there, for a second at most."""
@@ -203,6 +238,7 @@ class Link:
     def _turn_away(self, error: Exception) -> None:
         """Who asked and has no answer gets none."""
         self._in_step = False
+        self._replicas.lost()
         while self._asks:
             _refuse(self._asks.popleft().reply, error)
 
@@ -230,9 +266,12 @@ class Link:
     async def _greet(self) -> tuple[str, int]:
         """The epoch, and the server's microsecond from which on it holds."""
         lost = bool(self._epoch) or any(True for _ in self._counts(self._clock.monotonic()))
-        grace = int(_GRACE * self._beat * 1e6) if lost else 0
-        greet = self._command(self._scripts.greet, [self._names.epoch], [token_hex(8), grace])
-        ((_, _, epoch, ready),) = await self._exchange([greet], self._redis.timeout)
+        grace = int(self._grace * 1e6)
+        stay = self._lease + grace  # nobody greets in a time of grace
+        keys = [self._names.epoch, self._names.replicas]
+        greet = self._command(self._scripts.greet, keys, [token_hex(8), grace if lost else 0, self.replica, stay])
+        ((_, _, epoch, ready, replicas),) = await self._exchange([greet], self._redis.timeout)
+        self._replicas.seen(replicas, self._clock.monotonic())
         return epoch.decode(), ready
 
     def _renew(self) -> None:

@@ -8,7 +8,8 @@ so replicas' clocks don't matter. A level has two keys, both of which expire whe
     {PREFIX}:limits:LEVEL:holds    sorted set: the requests that run, by the microsecond in which their lease ends
 
 and all share `{PREFIX}:limits:epoch`: what it says was made up when it was found missing, and the microsecond from
-which on it holds. A replica whose epoch is another one knows that Redis has forgotten what it counted.
+which on it holds. A replica whose epoch is another one knows that Redis has forgotten what it counted. And there is
+`{PREFIX}:limits:replicas`: a sorted set of them, each by the microsecond until which it is taken to be there.
 
 The braces make one slot of Redis Cluster of all of them: the root's limits bind all requests, and a decision is about
 all its levels, or none. So one node does the counting, whatever the cluster's size.
@@ -183,7 +184,11 @@ if not epoch then
   epoch = ARGV[1] .. '@' .. string.format('%d', now + tonumber(ARGV[2]))
 end
 redis.call('SET', KEYS[1], epoch, 'EX', 3600)
-return {{{DONE}, now, epoch, tonumber(string.match(epoch, '@(%d+)$'))}}
+local stay = tonumber(ARGV[4])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+redis.call('ZADD', KEYS[2], now + stay, ARGV[3])
+redis.call('PEXPIRE', KEYS[2], math.ceil(stay / 500))  -- twice that, in milliseconds
+return {{{DONE}, now, epoch, tonumber(string.match(epoch, '@(%d+)$')), redis.call('ZCARD', KEYS[2])}}
 """
 
 
@@ -199,13 +204,14 @@ class Scripts:
     """All of them. `time` sets `now`, in microseconds; tests have a time of their own.
 
     RESERVE and NOTE have as keys the epoch's, then counts and holds of each level; HOLD the epoch's and one level's
-    holds; GREET the epoch's. All but GREET have as first two arguments the epoch and the time after which they do
-    nothing. Then:
+    holds; GREET the epoch's and the replicas'. All but GREET have as first two arguments the epoch and the time after
+    which they do nothing. Then:
 
     reserve: a request's id, its tokens, the lease in microseconds, and for each level its three limits.
     note: the id of a request that is over (or nothing), requests and tokens to add, and their slot.
     hold: the lease, and the ids of requests that run.
-    greet: a new epoch, and in how many microseconds it holds, if there is none.
+    greet: a new epoch, and in how many microseconds it holds, if there is none; the replica that greets, and for how
+    many microseconds it is taken to be there. Reply: DONE, now, epoch, when it holds, how many replicas there are.
     """
 
     def __init__(self, time: str = SERVER_TIME) -> None:
@@ -225,6 +231,7 @@ class Names:
     def __init__(self, prefix: str) -> None:
         self._begin = f"{{{prefix}}}:limits:"
         self.epoch = f"{self._begin}epoch"
+        self.replicas = f"{self._begin}replicas"
 
     def counts(self, level: str) -> str:
         """What a level's requests took."""

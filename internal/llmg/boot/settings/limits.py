@@ -57,8 +57,9 @@ class Redis(Section):
     )
     on_failure: Literal["local", "open", "closed"] = Field(
         default="local",
-        description="The limits while it is away. local: each process counts what it lets in itself. open: there are "
-        "none. closed: who has limits is refused (503).",
+        description="The limits while it is away. local: each process keeps to its share, the limit divided by the "
+        "number of processes known last, by what it lets in itself. open: there are none. closed: who has limits is "
+        "refused (503).",
     )
     prefix: ProviderName = Field(default="llmg", description="What the names of its keys begin with, in braces.")
     lease: Duration = Field(

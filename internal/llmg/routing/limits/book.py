@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
 from llmg.core.levels import Level, Rates
-from llmg.core.limits import What, rates, reached
-from llmg.routing.limits.window import SLOTS, Window
+from llmg.core.limits import SPAN, Use, What, rates, reached
+from llmg.routing.limits import share
+from llmg.routing.limits.window import SLOTS, Told, Window
 
 
 class Entry:
@@ -46,6 +48,31 @@ class Book:
                 raise _refusal(levels, windows, tokens, now)
         return _counted(levels, windows, slot, tokens, now)
 
+    def admit_share(self, levels: Sequence[Level], tokens: int, now: float, among: int) -> Entry:
+        """As `admit`, by the share of one in so many processes: see `share`."""
+        slot = int(now)
+        windows = self._at(levels, slot)
+        waits = [
+            (wait, level, what)
+            for level, window in zip(levels, windows, strict=True)
+            for what, wait in share.waits(level.limits, window, tokens, now, among)
+        ]
+        if waits:
+            wait, level, what = max(waits, key=itemgetter(0))
+            raise reached(level, what, _share_left(levels, windows, now, among), wait)
+        entry = _counted(levels, windows, slot, tokens, now)
+        for window in windows:
+            if window.told is not None:
+                window.told.add(1, tokens)
+        entry.rates = _share_left(levels, windows, now, among)
+        return entry
+
+    def tell(self, levels: Sequence[Level], uses: Sequence[Use], now: float) -> None:
+        """What all processes together have taken now, for `admit_share`."""
+        slot = int(now)
+        for window, (requests, tokens, _) in zip(self._at(levels, slot), uses, strict=True):
+            window.told = Told(slot, requests, tokens)
+
     def count(self, levels: Sequence[Level], tokens: int, now: float) -> Entry:
         """Counts the request, whether or not there is room."""
         slot = int(now)
@@ -59,6 +86,8 @@ class Book:
             window.advance(slot)
             window.held -= 1
             window.add(slot if more > 0 else entry.slot, 0, more)
+            if window.told is not None and (more > 0 or slot - entry.slot < SPAN):  # else it may be forgotten there
+                window.told.add(0, more)
 
     def counts(self, now: float) -> Iterator[tuple[str, int, int, int]]:
         """All that is counted: level, slot, requests, tokens."""
@@ -92,6 +121,11 @@ def _counted(levels: Sequence[Level], windows: Sequence[Window], slot: int, toke
         window.held += 1
     reset = slot + SLOTS - now  # of all: each has this request in its newest slot
     return Entry(windows, slot, tokens, rates(levels, [(window.requests, window.tokens, reset) for window in windows]))
+
+
+def _share_left(levels: Sequence[Level], windows: Sequence[Window], now: float, among: int) -> Rates:
+    pairs = zip(levels, windows, strict=True)
+    return rates(levels, [share.use(level.limits, window, now, among) for level, window in pairs])
 
 
 def _refusal(levels: Sequence[Level], windows: Sequence[Window], tokens: int, now: float) -> Exception:

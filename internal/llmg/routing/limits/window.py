@@ -14,17 +14,38 @@ A slot is a ring's element: 61 pairs of numbers a level, however many requests t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Literal
 
 from llmg.core.limits import SPAN
 
 SLOTS: Final = SPAN + 1
 
+Counted = Literal["requests", "tokens"]
+
+
+class Told:
+    """What all processes together had taken in a slot of ours, and what this one let in alone since."""
+
+    __slots__ = ("own", "slot", "taken")
+
+    def __init__(self, slot: int, requests: int, tokens: int) -> None:
+        self.slot = slot
+        self.taken: dict[Counted, int] = {"requests": requests, "tokens": tokens}
+        self.own: dict[Counted, int] = {"requests": 0, "tokens": 0}
+
+    def add(self, requests: int, tokens: int) -> None:
+        """This process let that in, or gives it back."""
+        self.own["requests"] += requests
+        self.own["tokens"] += tokens
+
 
 class Window:
-    """The counts of one level, since `slot`. `held`: requests that run. Slots are whole seconds; none goes back."""
+    """The counts of one level, since `slot`. `held`: requests that run. `told`: of all processes, where there are more.
 
-    __slots__ = ("_latest", "_newest", "_requests", "_tokens", "held", "requests", "tokens")
+    Slots are whole seconds; none goes back.
+    """
+
+    __slots__ = ("_latest", "_newest", "_requests", "_tokens", "held", "requests", "tokens", "told")
 
     def __init__(self, slot: int) -> None:
         self._requests = [0] * SLOTS
@@ -34,6 +55,7 @@ class Window:
         self.requests = 0
         self.tokens = 0
         self.held = 0
+        self.told: Told | None = None
 
     def advance(self, slot: int) -> None:
         """It is that late now: forgets what is too old."""
@@ -45,6 +67,8 @@ class Window:
             self.tokens -= self._tokens[place]
             self._requests[place] = self._tokens[place] = 0
         self._latest = slot
+        if self.told is not None and slot - self.told.slot >= SLOTS:
+            self.told = None  # nothing of what was taken then counts any more
 
     def add(self, slot: int, requests: int, tokens: int) -> None:
         """Notes what was taken (or, less than 0, is given back) in a slot up to the latest. One too old is ignored."""
@@ -73,7 +97,7 @@ class Window:
 
     def idle(self, slot: int) -> bool:
         """Is there nothing to remember when it is that late? Looks at no slot, as there may be many levels."""
-        return not self.held and slot - self._newest >= SLOTS
+        return not self.held and slot - self._newest >= SLOTS and (self.told is None or slot - self.told.slot >= SLOTS)
 
     def slots(self) -> Iterator[tuple[int, int, int]]:
         """What is counted: slot, requests, tokens."""
