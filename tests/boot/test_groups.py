@@ -300,6 +300,23 @@ def test_the_farthest_limit_counts() -> None:
     assert timeouts == [{"idle": 1, "total": 2, "connect": 2}, {"idle": 1, "total": 3, "connect": 2}]
 
 
+def test_the_farthest_resilience_counts() -> None:
+    models = _flat(
+        {
+            "m": _of(
+                _to("a", resilience={"max_queue": 1, "breaker": {"probes": 2}}),
+                resilience={"max_queue": 2, "max_in_flight": 3, "breaker": {"probes": 4, "consecutive": 5}},
+            ),
+            "top": _of(_group("m"), resilience={"max_queue": 6, "breaker": {"consecutive": 7}}),
+        }
+    )
+    found = [models[name].targets[0].resilience.model_dump(exclude_none=True) for name in ("m", "top")]
+    assert found == [
+        {"max_queue": 1, "max_in_flight": 3, "breaker": {"probes": 2, "consecutive": 5}},
+        {"max_queue": 6, "max_in_flight": 3, "breaker": {"probes": 2, "consecutive": 7}},
+    ]
+
+
 # Names
 
 

@@ -180,6 +180,35 @@ async def test_a_target_is_the_same_by_whatever_name() -> None:
     assert "other" not in str(models.declared())
 
 
+async def test_what_differs_for_a_model_or_a_target_is_known_apart() -> None:
+    own = {"max_in_flight": 1, "breaker": {"consecutive": 1, "probes": 2}}
+    target = _target()
+    target["targets"][0]["resilience"] = {"breaker": {"consecutive": 2}}
+    models = _models(
+        {
+            "plain": _target(),
+            "own": _target(resilience=own),
+            "same": _target(resilience=own),
+            "nearer": target | {"resilience": own},
+        },
+        resilience={"breaker": {"consecutive": 3}},
+    )
+    assert _only(models, "own").health is _only(models, "same").health
+    assert isinstance(_only(models, "own").inner, Queued)
+    assert not isinstance(_only(models, "plain").inner, Queued)
+    assert len({id(_only(models, name).health) for name in ("plain", "own", "nearer")}) == 3
+    opens = {name: _failures_until_open(_only(models, name).health) for name in ("plain", "own", "nearer")}
+    assert opens == {"plain": 3, "own": 1, "nearer": 2}
+
+
+def _failures_until_open(health: Health) -> int:
+    count = 0
+    while health.allowed(0.0):
+        health.ended(health.begin(), 0.0, Failure(Kind.UPSTREAM_ERROR, "down"))
+        count += 1
+    return count
+
+
 async def test_places_only_where_they_are_counted() -> None:
     counted = _only(_models({"m": _target()}, resilience={"max_in_flight": 1}), "m")
     assert isinstance(counted.inner, Queued)

@@ -19,6 +19,7 @@ from llmg.boot.settings import Provider as Config
 from llmg.boot.settings.fingerprint import fingerprint
 from llmg.boot.settings.levels import names
 from llmg.boot.settings.models import FlatModel
+from llmg.boot.settings.providers import ResilienceOverrides
 from llmg.boot.system import SystemClock
 from llmg.core.errors import Failure, Kind
 from llmg.ports import Clock, Launcher, Profile, Provider, Random, Spec
@@ -134,6 +135,7 @@ def make_target(
     weight: float = 1.0,
     limits: Timeouts | None = None,
     *,
+    resilience: ResilienceOverrides | None = None,
     declared: bool = True,
     embeds: bool = False,
 ) -> Target:
@@ -146,7 +148,7 @@ def make_target(
     )
     if not profile.n:
         provider = Fanout(provider)
-    state = upstream.state(model, declared=declared)
+    state = upstream.state(model, resilience, declared=declared)
     if state.queue is not None:
         provider = Queued(provider, state.queue)
     return Target(
@@ -172,7 +174,9 @@ def make_group(
         provider = upstream(config.provider)
         limits = config.timeouts.over(_timeouts(provider.config))
         embeds = (config.provider, config.model) in embedding
-        made = make_target(needs, provider, config.model, config.weight, limits, embeds=embeds)
+        made = make_target(
+            needs, provider, config.model, config.weight, limits, resilience=config.resilience, embeds=embeds
+        )
         targets.append(described(made, config))
     return Group(
         name=name,

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from llmg.boot.resilience import State, checked, make_state
 from llmg.boot.settings import BackendProvider, EchoProvider, Provider
-from llmg.boot.settings.providers import Resilience
+from llmg.boot.settings.providers import Resilience, ResilienceOverrides
 from llmg.providers.http import Origin, Transport
 from llmg.routing.models import Group
 
@@ -31,18 +31,20 @@ class Upstream:
         self.id = id
         self.kept = True  # is it configured? If not, requests that began before use it up
         self.origin: Origin | None = None  # of those that speak HTTP
-        self.states: dict[str, State] = {}  # of the declared models
+        self.states: dict[tuple[str, Resilience], State] = {}  # of the declared models, as they are configured
         self.checked = checked(config)
-        resilience = Resilience() if isinstance(config, EchoProvider) else config.resilience
-        self._others = lru_cache(_UNDECLARED)(lambda model: make_state(resilience))
+        self.resilience = Resilience() if isinstance(config, EchoProvider) else config.resilience
+        self._others = lru_cache(_UNDECLARED)(lambda model: make_state(self.resilience))
 
-    def state(self, model: str, *, declared: bool) -> State:
-        """What is known of a model; `declared` in the configuration, or only named by a client."""
-        state = self.states.get(model)
+    def state(self, model: str, own: ResilienceOverrides | None = None, *, declared: bool) -> State:
+        """What is known of a model; `declared` in the configuration, or only named by a client. `own`: what differs
+        from the provider's; where something does, it is known apart."""
+        resilience = self.resilience if own is None or not own.model_fields_set else own.over(self.resilience)
+        state = self.states.get((model, resilience))
         if state is None:
-            state = self._others(model)
+            state = self._others(model) if resilience == self.resilience else make_state(resilience)
             if declared:
-                self.states[model] = state
+                self.states[model, resilience] = state
         return state
 
 

@@ -23,7 +23,7 @@ from pydantic_core.core_schema import with_info_after_validator_function
 from llmg.boot.settings.models import Entry, FlatModel, GroupTarget, Model, Target
 from llmg.boot.settings.policies import InnerPolicy, PriorityPolicy
 from llmg.boot.settings.problems import Expected, Keys
-from llmg.boot.settings.providers import TimeoutOverrides
+from llmg.boot.settings.providers import ResilienceOverrides, TimeoutOverrides
 from llmg.boot.settings.types import ModelName
 
 Above = Callable[[str], FlatModel | None]
@@ -201,8 +201,11 @@ class _Level:
         """What stands for the entry of that index."""
         entry = model.targets[index]
         if isinstance(entry, Target):
-            timeouts = _over(entry.timeouts, model.timeouts)
-            yield (entry.priority, 0), _updated(entry, timeouts=timeouts, **_facts(entry, model))
+            near: dict[str, Any] = {
+                "timeouts": _over(entry.timeouts, model.timeouts),
+                "resilience": _before(entry.resilience, model.resilience),
+            }
+            yield (entry.priority, 0), _updated(entry, **near, **_facts(entry, model))
             return
         group = self._meaning(entry.group, name)
         if (cause := _unfit(model, entry, group)) is not None:
@@ -213,8 +216,12 @@ class _Level:
             weights[target.priority] += target.weight
         for target in group.targets:
             share = target.weight / weights[target.priority]
-            timeouts = _over(model.timeouts, target.timeouts)
-            taken = _updated(target, weight=entry.weight * share, timeouts=timeouts, **_facts(target, model))
+            own: dict[str, Any] = {
+                "weight": entry.weight * share,
+                "timeouts": _over(model.timeouts, target.timeouts),
+                "resilience": _before(model.resilience, target.resilience),
+            }
+            taken = _updated(target, **own, **_facts(target, model))
             yield (entry.priority, ranks[target.priority]), taken
 
 
@@ -245,6 +252,12 @@ def _facts(target: Target, model: Model) -> dict[str, Any]:
 def _over(nearer: TimeoutOverrides, farther: TimeoutOverrides) -> TimeoutOverrides:
     said = nearer.model_dump(exclude_none=True) if nearer.model_fields_set else {}
     return farther.model_copy(update=said) if said else farther
+
+
+def _before(nearer: ResilienceOverrides, farther: ResilienceOverrides) -> ResilienceOverrides:
+    if not nearer.model_fields_set or not farther.model_fields_set:
+        return nearer if nearer.model_fields_set else farther
+    return nearer.before(farther)
 
 
 def _updated(target: Target, **values: Any) -> Target:

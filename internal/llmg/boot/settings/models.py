@@ -15,7 +15,7 @@ from pydantic_core.core_schema import (
 from llmg.boot.settings.hedging import Hedge
 from llmg.boot.settings.policies import InnerPolicy, PlainPolicy, Policy, PriorityPolicy
 from llmg.boot.settings.problems import Expected
-from llmg.boot.settings.providers import TimeoutOverrides
+from llmg.boot.settings.providers import ResilienceOverrides, TimeoutOverrides
 from llmg.boot.settings.types import NO_BOOLEAN, Count, Duration, ModelName, Money, PositiveCount, Section, Share, Text
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False), NO_BOOLEAN]
@@ -104,6 +104,9 @@ class Target(Section):
     timeouts: TimeoutOverrides = Field(
         default=TimeoutOverrides(), description="Limits of a call, where not the model's."
     )
+    resilience: ResilienceOverrides = Field(
+        default=ResilienceOverrides(), description="When it is in trouble or full, where not as the model says."
+    )
     region: str = Field(default="", description="Where it is, in your words.")
     labels: dict[Text, Text] = Field(default={}, description="More about it, in your words.")
 
@@ -164,6 +167,10 @@ class Model(Section):
     timeouts: TimeoutOverrides = Field(
         default=TimeoutOverrides(), description="Limits of a call, where not the provider's."
     )
+    resilience: ResilienceOverrides = Field(
+        default=ResilienceOverrides(),
+        description="When one of its targets is in trouble or full, where not as the provider says.",
+    )
     retries: Retries = Field(default=Retries(), description="How often its targets are asked again.")
     hedge: Hedge | None = Field(
         default=None,
@@ -210,8 +217,8 @@ class Model(Section):
 class FlatModel(Model):
     """A model without references to others: their targets are in their place, with all that models say of theirs.
 
-    Of what `Model` says about its targets (`context_window`, `capabilities`, `embeddings`, `timeouts`) only what each
-    target has counts here.
+    Of what `Model` says about its targets (`context_window`, `capabilities`, `embeddings`, `timeouts`, `resilience`)
+    only what each target has counts here.
     """
 
     if TYPE_CHECKING:

@@ -118,6 +118,47 @@ class Resilience(Section):
     queue_timeout: Duration = Field(default=10.0, description="How long they may: then 503.")
 
 
+class BreakerOverrides(Section):
+    """A model's or a target's own; what is left out is as elsewhere."""
+
+    enabled: bool | None = Field(default=None, description="Whether it is ever left alone.")
+    failure_ratio: Annotated[float, Field(gt=0, le=1), NO_BOOLEAN] | None = Field(
+        default=None, description="It is when this share of the calls within `window` failed, 0 to 1,"
+    )
+    min_calls: PositiveCount | None = Field(default=None, description="if there were so many,")
+    window: Duration | None = Field(default=None, description="the time in which calls are counted;")
+    consecutive: PositiveCount | None = Field(default=None, description="or when so many failed one after the other.")
+    open_for: Duration | None = Field(default=None, description="After this time it is tried again,")
+    probes: PositiveCount | None = Field(default=None, description="by so many requests at a time.")
+
+
+class ResilienceOverrides(Section):
+    """A model's or a target's own; what is left out is the provider's.
+
+    A target for which it differs is known apart: its breaker and its queue are not those of the same model elsewhere.
+    """
+
+    breaker: BreakerOverrides = Field(default=BreakerOverrides(), description="When a target that fails is left alone.")
+    max_cooldown: DurationOrZero | None = Field(
+        default=None, description="The longest that a target is left alone which asks for it. 0: it asks in vain."
+    )
+    max_in_flight: Count | None = Field(default=None, description="Requests of a target at the same time. 0: any.")
+    max_queue: Count | None = Field(default=None, description="Requests that may wait for a place then; one more: 503.")
+    queue_timeout: Duration | None = Field(default=None, description="How long they may: then 503.")
+
+    def over(self, resilience: Resilience) -> Resilience:
+        """The provider's, with these over it."""
+        said = self.model_dump(exclude_none=True, exclude={"breaker"})
+        breaker = resilience.breaker.model_copy(update=self.breaker.model_dump(exclude_none=True))
+        return resilience.model_copy(update={**said, "breaker": breaker})
+
+    def before(self, farther: "ResilienceOverrides") -> "ResilienceOverrides":
+        """These, and for what they leave out those that are farther from the target."""
+        said = farther.model_dump(exclude_none=True) | self.model_dump(exclude_none=True)
+        breaker = farther.breaker.model_dump(exclude_none=True) | self.breaker.model_dump(exclude_none=True)
+        return ResilienceOverrides.model_validate({**said, "breaker": breaker})
+
+
 class BackendProvider(Section):
     """A model engine in a process of its own, spoken to by gRPC: started by llmg (engine) or running (address)."""
 
