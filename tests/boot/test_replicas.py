@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+import pytest
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
@@ -20,6 +21,8 @@ from llmg.services.admission import digest
 from support.gateway import ECHO, chat
 from support.http import PATIENCE
 from support.redis import redis_server
+
+pytestmark = pytest.mark.heavy
 
 KEY = "sk-" + "a" * 32
 ADMIN = "sk-" + "b" * 32

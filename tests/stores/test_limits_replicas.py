@@ -11,6 +11,8 @@ from llmg.core.levels import Limits
 from support.redis import redis_server
 from support.replica import Options, Replica, most_at_a_time, replicas
 
+pytestmark = pytest.mark.heavy
+
 
 async def _all(running: list[Replica], status: str) -> None:
     await asyncio.gather(*[replica.until(lambda one: one.status == status) for replica in running])

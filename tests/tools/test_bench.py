@@ -22,6 +22,8 @@ import sys
 sys.path.insert(0, {folder!r})
 import run
 from gateways import Gateway
+
+pytestmark = pytest.mark.heavy
 run.GATEWAYS += (Gateway(name="extra", command={command!r}, ready_within=5),)
 sys.exit(run.main())
 """

@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.heavy
+
 RUN = Path(__file__).resolve().parents[2] / "tools" / "resilience" / "run.py"
 
 
