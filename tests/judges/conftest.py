@@ -30,6 +30,8 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """`llmg serve` with an echo as model `m`, for who has the key."""
-    with process(tmp_path_factory.mktemp("served"), {**ECHO, "keys": {"judges": KEY}}) as gateway:
+    """`llmg serve` with an echo as model `m`, for who has the key, which is an administrator's."""
+    folder = tmp_path_factory.mktemp("served")
+    config = {**ECHO, "admin": {"keys": {"judges": KEY}}, "catalog": {"file": str(folder / "catalog.json")}}
+    with process(folder, config) as gateway:
         yield gateway

@@ -1,11 +1,12 @@
 """Every method of the gateway's gRPC services, with an example of a call, for all who call them by reflection.
 
-The messages are those of the provider `echo` behind the model `m`, in protobuf's JSON.
+The messages are those of the provider `echo` behind the model `m`, in protobuf's JSON. Who calls is an administrator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import Any, Final
 
 from google.protobuf import descriptor_pool
@@ -23,11 +24,12 @@ METHODS: Final = tuple(
 
 
 class Example(Struct, frozen=True):
-    """A request, and what of the answer must be what."""
+    """A request, and what of the answer must be what. `before`: calls that have to be made first."""
 
     request: Mapping[str, Any]
     seen: Callable[[Messages], Any]
     expected: Any
+    before: Sequence[tuple[str, Mapping[str, Any]]] = ()
 
 
 def chat(text: str = "Hello there, 世界", model: str = "m") -> Mapping[str, Any]:
@@ -56,6 +58,48 @@ def _asked_first(messages: Messages) -> Any:
     return first["provider"], first["model"], first["place"]
 
 
+_ADMIN: Final = "llmg.gatewayapi.v1.AdminService/"
+_LABELS: Final = {"labels": {"plan": "gold"}}
+
+
+def _created(*names: str) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(f"{_ADMIN}CreateLevel", {"level": {"name": name}}) for name in names]
+
+
+def _of_the_catalog(tenant: str) -> Mapping[str, Example]:
+    """Each method of the admin API, in a tenant of that name."""
+    own = f"tenants/{tenant}"
+    team, group = f"{own}/teams/t", f"{own}/teams/t/groups/g"
+    web = f"{group}/endpoints/web"
+    levels = _created(own, team, group, web)
+    issued = [*levels, (f"{_ADMIN}IssueKey", {"parent": web, "keyId": "k1"})]
+    key = {"name": f"{web}/keys/k1"}
+    examples = {
+        "ListLevels": Example({"parent": own}, lambda m: [level["name"] for level in m[0]["levels"]], [team], levels),
+        "GetLevel": Example({"name": web}, lambda m: m[0]["level"]["name"], web, levels),
+        "CreateLevel": Example({"level": {"name": own, **_LABELS}}, lambda m: m[0]["level"]["name"], own),
+        "UpdateLevel": Example(
+            {"level": {"name": own, **_LABELS}}, lambda m: m[0]["level"]["labels"], _LABELS["labels"], levels
+        ),
+        "DeleteLevel": Example({"name": own, "force": True}, list, [{}], levels),
+        "ListKeys": Example({"parent": web}, lambda m: [key["name"] for key in m[0]["keys"]], [key["name"]], issued),
+        "IssueKey": Example({"parent": web, "keyId": "k1"}, lambda m: m[0]["key"]["name"], key["name"], levels),
+        "RotateKey": Example({**key, "keyId": "k2"}, lambda m: m[0]["key"]["name"], f"{web}/keys/k2", issued),
+        "RevokeKey": Example(key, lambda m: m[0]["key"]["revoked"], True, issued),
+        "DeleteKey": Example(key, list, [{}], issued),
+        "ListAuditEntries": Example({"pageSize": 1}, lambda m: len(m[0]["entries"]), 1, levels),
+    }
+    return {_ADMIN + name: example for name, example in examples.items()}
+
+
+_tenants: Final = count()
+
+
+def example(method: str) -> Example:
+    """An example of the method, which can be called once: what it makes has a name of its own."""
+    return _of_the_catalog(f"t{next(_tenants)}")[method] if method.startswith(_ADMIN) else EXAMPLES[method]
+
+
 EXAMPLES: Final[Mapping[str, Example]] = {
     "llmg.gatewayapi.v1.ChatService/CreateChatCompletion": Example(
         chat(), _completed, ("Hello there, 世界", "FINISH_REASON_STOP")
@@ -71,4 +115,5 @@ EXAMPLES: Final[Mapping[str, Example]] = {
         {"id": "m"}, lambda messages: messages[0]["model"]["operations"], ["chat", "embed"]
     ),
     "llmg.gatewayapi.v1.RoutingService/ExplainRoute": Example(chat(), _asked_first, ("echo", "m", 1)),
+    **_of_the_catalog("example"),
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from judges.methods import EXAMPLES, METHODS, chat, streamed
+from judges.methods import EXAMPLES, METHODS, chat, example, streamed
 from judges.programs import KEY, Script, node
 from llmg.core.errors import Failure, Kind
 from llmg.testing.scripted import Gate, Scripted, saying
@@ -48,12 +48,18 @@ async def call(address: str, **fields: Any) -> dict[str, Any]:
 
 async def test_every_method(served: Process) -> None:
     asked = {"authorization": f"Bearer {KEY}", "x-request-id": "req-of-the-judge"}
-    calls = [{"method": method, "request": EXAMPLES[method].request, "metadata": asked} for method in METHODS]
-    async with calling(served.grpc_address, *calls) as script:
-        answers = {method: await script.result() for method in METHODS}
+    examples = {method: example(method) for method in METHODS}
+    calls = [call for method, given in examples.items() for call in (*given.before, (method, given.request))]
+    made = [{"method": method, "request": request, "metadata": asked} for method, request in calls]
+    answers: dict[str, Any] = {}
+    async with calling(served.grpc_address, *made) as script:
+        for method, given in examples.items():
+            for _ in given.before:
+                assert (await script.result())["code"] == "OK"
+            answers[method] = await script.result()
     for method, answer in answers.items():
         assert answer["code"] == "OK", answer
-        assert EXAMPLES[method].seen(answer["messages"]) == EXAMPLES[method].expected
+        assert examples[method].seen(answer["messages"]) == examples[method].expected
         assert answer["trailing"]["x-request-id"] == "req-of-the-judge"
         assert answer["trailing"].get("x-llmg-route") == ("echo/m" if method in ASKING else None)
     assert len(answers[STREAM]["messages"]) > 2

@@ -15,7 +15,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
 from msgspec import Struct
 
-from judges.methods import EXAMPLES, METHODS, chat
+from judges.methods import EXAMPLES, METHODS, chat, example
 from judges.programs import KEY, TOOLS, Ended, run
 from llmg.doors.grpc.server import SERVICES
 from support.gateway import Process
@@ -97,10 +97,12 @@ async def test_reflection_lists_every_service(tool: Tool, served: Process) -> No
 @BOTH
 @pytest.mark.parametrize("method", METHODS)
 async def test_every_method(tool: Tool, method: str, served: Process) -> None:
-    example = EXAMPLES[method]
-    ended = await tool.call(served, method, example.request)
+    given = example(method)
+    for needed, request in given.before:
+        assert (await tool.call(served, needed, request)).code == 0
+    ended = await tool.call(served, method, given.request)
     assert ended.code == 0, ended
-    assert example.seen(decoded(ended.out)) == example.expected
+    assert given.seen(decoded(ended.out)) == given.expected
 
 
 @BOTH

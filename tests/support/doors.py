@@ -138,7 +138,7 @@ async def rest_door(
     upstream = InProcess(handlers(inference, models, admin), let_in)
     gateway = make_gateway(upstream=upstream, bindings=bindings(DESCRIPTORS), max_body=1 << 20)
     sockets = {"/graphql": graphql, "/v1/ws": websocket}
-    own = Routes(sockets, {"/api/{path:path}": gateway}, sockets)
+    own = Routes(sockets, {"/api/{path:rest}": gateway}, sockets)
     door = make_door(openai, own, draining=draining)
     server = HttpServer(
         door,

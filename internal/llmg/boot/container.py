@@ -244,7 +244,7 @@ def _gateway(wired: Wired) -> Routes:
         heartbeat=wired.settings.http.heartbeat,
     )
     exact = dict.fromkeys(fixed_paths(table), app) | (_docs() if wired.settings.gateway.docs else {})
-    return Routes(exact, {"/api/{path:path}": app})
+    return Routes(exact, {"/api/{path:rest}": app})
 
 
 def _docs() -> dict[str, ASGIApp]:

@@ -219,7 +219,7 @@ async def make_app(gateway: Gateway, channel: grpc.aio.Channel, draining: Callab
     this = version()
     title = ", ".join(sorted({binding.rpc.containing_service.file.package for binding in table})) or "gRPC"
     docs = make_docs(msgspec.json.encode(openapi(table, title=title, version=this["version"])))
-    routes = Routes(exact={**dict.fromkeys(fixed_paths(table), door), **docs}, patterns={"/{path:path}": door})
+    routes = Routes(exact={**dict.fromkeys(fixed_paths(table), door), **docs}, patterns={"/{path:rest}": door})
     return make_door(routes, version=lambda: this, draining=draining), len({binding.path for binding in table})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -108,6 +109,23 @@ class NotFound(Endpoint):
         raise Failure(Kind.NOT_FOUND, f"there is nothing at {exchange.scope['method']} {path[:200]}{hint}")
 
 
+class Rest(Convertor[str]):
+    """The rest of a path, whatever it holds: Starlette's own ends at a line's end. In patterns: `{name:rest}`."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        """See Convertor."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """See Convertor."""
+        return value
+
+
+register_url_convertor("rest", Rest())
+
+
 class Door:
     """Dispatches by path: what every request needs by a look-up, the rest by Starlette's router."""
 
@@ -147,7 +165,7 @@ def openai_routes(
     }
     if explain is not None:
         exact["/v1/routes/explain"] = explain
-    return Routes(exact, {"/v1/models/{id:path}": GetModel(models, admission)})
+    return Routes(exact, {"/v1/models/{id:rest}": GetModel(models, admission)})
 
 
 def make_door(
