@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
 
 # The runner with one more row, for what no row of the table does.
@@ -23,7 +25,6 @@ sys.path.insert(0, {folder!r})
 import run
 from gateways import Gateway
 
-pytestmark = pytest.mark.heavy
 run.GATEWAYS += (Gateway(name="extra", command={command!r}, ready_within=5),)
 sys.exit(run.main())
 """
