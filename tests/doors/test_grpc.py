@@ -530,6 +530,15 @@ async def test_a_request_that_never_arrives(stream: bool) -> None:
 
 
 @BOTH
+async def test_who_has_no_key_is_told_so_before_anything_is_read(stream: bool) -> None:
+    async with limited(Scripted(), {"someone": "secret"}) as door:
+        call = await begun(door, stream=stream)
+        with pytest.raises(RpcError) as raised:
+            await answered(call)
+    assert refusal(raised.value).kind is Kind.UNAUTHENTICATED
+
+
+@BOTH
 async def test_a_request_without_a_message(stream: bool) -> None:
     async with grpc_door(Scripted()) as door:
         call = await begun(door, stream=stream)

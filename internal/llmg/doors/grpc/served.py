@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol
 
 import grpc
 
@@ -50,7 +50,19 @@ def _servicers(inference: Inference, models: Models, admin: Admin | None) -> tup
     )
 
 
-def add_all(server: grpc.aio.Server, inference: Inference, models: Models, admin: Admin | None) -> None:
+class Server(Protocol):
+    """What services are added to: grpc.aio's server, or who changes them on their way there."""
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler], /) -> None:
+        """See grpc.aio.Server."""
+        ...
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any], /) -> None:
+        """See grpc.aio.Server."""
+        ...
+
+
+def add_all(server: Server, inference: Inference, models: Models, admin: Admin | None) -> None:
     """All of them, to a server. `admin` None: the catalog is not administered here."""
     for add, servicer in zip(_ADD, _servicers(inference, models, admin), strict=True):
         add(servicer, server, decoder)

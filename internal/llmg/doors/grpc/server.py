@@ -20,7 +20,6 @@ from llmg.services.admin import Admin
 from llmg.services.models import Models
 
 SERVICES: Final = tuple(service.full_name for service in DESCRIPTORS)
-OURS: Final = f"/{DESCRIPTORS[0].file.package}."  # what the names of our methods begin with
 # Seconds for the last words of calls that are over; and calls that never end by themselves (who watches our health,
 # or keeps reflection open) are not waited for any longer.
 LINGER: Final = 1.0
@@ -106,10 +105,9 @@ class GrpcServer:
         with polite_threads():
             self._server = grpc.aio.server(
                 options=(*limits.options(), ("grpc.so_reuseport", int(reuse_port))),
-                interceptors=(Reading(inference, OURS, limits.message_timeout),),
             )
         self._health = health.aio.HealthServicer()
-        add_all(self._server, inference, models, admin)
+        add_all(Reading(self._server, inference, limits.message_timeout), inference, models, admin)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflecting.SERVICE_NAME)

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from llmg.core import way
 from llmg.core.assemble import assemble
-from llmg.core.context import Context
+from llmg.core.context import Context, Principal
 from llmg.core.errors import Failure, Kind, internal, invalid, not_implemented
 from llmg.core.events import Batch
 from llmg.core.request import Request
@@ -46,6 +46,7 @@ log = structlog.get_logger("llmg.grpc")
 _PAGES: Final = 1000  # models at the most in one page
 
 Call = grpc.aio.ServicerContext[Any, Any]
+Given = Mapping[str, str | bytes]
 # The message's own path of a field, by what pipelines call it.
 Place = Callable[[str], str]
 
@@ -86,6 +87,14 @@ class Inference:
     def _over(self, task: asyncio.Task[Any]) -> None:
         self._calls.pop(task).cancel()
         self.late.discard(task)
+
+    def caller(self, call: Call) -> Principal:
+        """Who it is that calls. Raises Failure (unauthenticated)."""
+        return self.principal(_given(call))
+
+    def principal(self, given: Given) -> Principal:
+        """Who shows this metadata. Raises Failure (unauthenticated)."""
+        return self.admission.principal(_text(given, "authorization"), _text(given, "x-api-key"))
 
     def enter(self, answering: _Answering) -> None:
         """One more is answered. Raises Failure (rate_limited)."""
@@ -134,7 +143,7 @@ class _Answering:
         self._request = request
         self._call = call
         self._place = place
-        self._given: dict[str, str | bytes] = dict(call.invocation_metadata() or ())
+        self._given = _given(call)
         self._context = inference.admission.context(
             inference.door,
             inference.admission.request_id(self._text("x-request-id")),
@@ -151,9 +160,7 @@ class _Answering:
         assert task is not None
         self._task = task
         try:
-            self._context.principal = self._inference.admission.principal(
-                self._text("authorization"), self._text("x-api-key")
-            )
+            self._context.principal = self._inference.principal(self._given)
             self._inference.enter(self)
             if isinstance(self._request, Failure):
                 raise self._request
@@ -188,7 +195,12 @@ class _Answering:
         await abort(self._call, failure, field, trailing(context))
 
 
-def _text(metadata: Mapping[str, str | bytes], name: str) -> str | None:
+def _given(call: Call) -> Given:
+    """The metadata of a call."""
+    return dict(call.invocation_metadata() or ())
+
+
+def _text(metadata: Given, name: str) -> str | None:
     value = metadata.get(name)
     return value if isinstance(value, str) else None
 
