@@ -22,6 +22,7 @@ from measure import SETTLE, UNARY, Bench, Failed, Running, running, wait_until_r
 from measure import put_under as put_under_http
 from prepare import HERE
 from processes import Server, cpu_seconds, free_port
+from report import NOMINAL
 
 STREAMS: Mapping[str, int] = {"unary": 32, "burst": 16, "paced": 128}  # at once
 WARM_UP = 1.0  # seconds
@@ -35,7 +36,7 @@ class Yardstick:
     nominal: float
 
 
-HTTP = Yardstick(gateway=next(gateway for gateway in GATEWAYS if gateway.name == BASELINE), nominal=92)
+HTTP = Yardstick(gateway=next(gateway for gateway in GATEWAYS if gateway.name == BASELINE), nominal=NOMINAL)
 GRPC = Yardstick(
     gateway=Gateway(name="grpc-still", command=("{python}", "{here}/relays/grpc_still.py", "{port}", "{upstream}")),
     nominal=150,

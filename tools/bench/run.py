@@ -119,7 +119,7 @@ def verdict(outcome: Outcome, check: bool) -> list[str]:
     lines = [f"{name}: it could not be measured" for name in outcome.failures]
     lines += [f"{name}: {figures['errors']:.0f} errors" for name, figures in outcome.rows.items() if figures["errors"]]
     if check:
-        lines += [f"{OURS}: {line}" for line in missed(outcome.rows.get(OURS))]
+        lines += [f"{OURS}: {line}" for line in missed(outcome.rows.get(OURS), outcome.rows.get(BASELINE))]
     return lines
 
 
