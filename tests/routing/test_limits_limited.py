@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 from msgspec import UNSET
+from structlog.testing import capture_logs
 
 from llmg.core.context import ANONYMOUS, Attempt, Context, Principal
 from llmg.core.errors import Failure, Kind
@@ -17,7 +18,7 @@ from llmg.core.limits import LimitReached
 from llmg.core.request import Chat, Embed, Message, Request, Sampling, Text
 from llmg.core.usage import Usage
 from llmg.ports import Answering, Reservation
-from llmg.routing.limits.limited import ANSWER, Limited
+from llmg.routing.limits.limited import ANSWER, UNSEEN, Limited
 from llmg.routing.limits.local import Local
 from llmg.testing.clocks import FakeClock
 from llmg.testing.conformance import a_context, assert_conforms, collect
@@ -113,6 +114,9 @@ async def test_what_is_reserved(request_: Request, reserved: int) -> None:
         ([*SAID[:2], [Usage(input_tokens=1, output_tokens=1, final=False)], BROKEN], PROMPT + 2),
         ([*COUNTED, BROKEN], 12),
         (saying("1", usage=Usage(input_tokens=-1_000_000)), PROMPT + 1),
+        (saying("1", usage=Usage(input_tokens=1, output_tokens=10**12)), PROMPT + 1),
+        (saying("1", usage=Usage(output_tokens=UNSEEN)), UNSEEN),
+        (saying("字" * 4_000_000, usage=Usage(output_tokens=12_000_000)), 12_000_000),
         ([BROKEN], 0),
         ([[], BROKEN], 0),
     ],
@@ -123,12 +127,28 @@ async def test_what_is_reserved(request_: Request, reserved: int) -> None:
         "cut with an interim count",
         "cut after its count",
         "counted below 0",
+        "counted beyond belief",
+        "counted with much that is not seen",
+        "counted with a token for each byte",
         "failed",
         "waited",
     ],
 )
 async def test_what_it_took(steps: list[Batch | Exception], settled: int) -> None:
     assert (await _asked(_chat(), *steps))[1] == settled
+
+
+async def test_an_upstream_that_counts_what_cannot_be_is_named_once() -> None:
+    limited = Limited(Scripted(saying("1", usage=Usage(output_tokens=10**12))), Watched())
+    with capture_logs() as logs:
+        for model in ("m", "m", "n"):
+            context = _context(TOKENS)
+            context.trail.append(Attempt(provider="p", model=model, started=0.0))
+            await collect(limited, _chat(), context)
+    assert [(line["log_level"], line["target"], line["counted"], line["estimated"]) for line in logs] == [
+        ("warning", "p/m", 10**12, PROMPT + 1),
+        ("warning", "p/n", 10**12, PROMPT + 1),
+    ]
 
 
 async def test_vectors_take_what_their_upstream_says() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from itertools import chain
+from typing import Any
 
 import pytest
+import redis.asyncio as redis_client
 
 from llmg.core.levels import Limits
-from support.redis import redis_server
+from support.redis import PATIENCE, RedisServer, redis_server
 from support.replica import Options, Replica, most_at_a_time, replicas
 
 pytestmark = pytest.mark.heavy
@@ -77,6 +79,40 @@ async def test_local_each_process_keeps_to_its_share_and_all_of_them_to_the_limi
             await _stop(running)
             assert max(alone) <= 600
             assert len(_admitted(running)) == 1800
+
+
+async def test_local_who_finds_redis_first_lets_in_nothing_on_behalf_of_those_it_has_not_heard_of() -> None:
+    async with redis_server() as redis:
+        options = Options(url=redis.url, limits=Limits(requests=1800), on_failure="local", known=3)
+        async with replicas(3, options) as running:
+            first, *others = running
+            await asyncio.gather(*[replica.until(lambda one: len(one.admitted) >= 10) for replica in running])
+            redis.pause()
+            await _all(running, "alone-full")
+            for replica in others:
+                replica.pause()
+            redis.resume()
+            await _asked_on(redis)
+            assert first.status == "alone-full"
+            for replica in others:
+                replica.resume()
+            await _all(running, "full")
+            await _stop(running)
+            assert len(_admitted(running)) == 1800
+
+
+async def _asked_on(redis: RedisServer) -> None:
+    """Somebody has asked it so often that a replica that did not wait would let in what is left."""
+    client: Any = redis_client.Redis.from_url(redis.url)
+    asked = await _commands(client)
+    async with asyncio.timeout(PATIENCE):
+        while await _commands(client) < asked + 8:
+            await asyncio.sleep(0.01)
+    await client.aclose()
+
+
+async def _commands(client: Any) -> int:
+    return int((await client.info("commandstats"))["cmdstat_evalsha"]["calls"])
 
 
 async def test_local_hardly_more_at_a_time_while_what_ran_before_is_not_over() -> None:

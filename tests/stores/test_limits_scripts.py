@@ -50,9 +50,15 @@ class Server:
         """Its reply."""
         return self.client.eval(script.text, len(keys), *keys, *arguments)
 
-    def greet(self, epoch: str, grace: int, replica: str = "a") -> Any:
-        """Its reply."""
-        return self.run(SCRIPTS.greet, [NAMES.epoch, NAMES.replicas], epoch, grace, replica, STAY)
+    def greet(
+        self, epoch: str, grace: int, replica: str = "a", *, told: bool = True, since: float = NEVER / 1e6
+    ) -> Any:
+        """Its reply. `since` in seconds: who lost Redis misses those that have not greeted for two since then."""
+        keys, reunion = (
+            [NAMES.epoch, NAMES.replicas, NAMES.reunion],
+            (round(since * 1e6), 2_000_000, 500_000, 3_000_000),
+        )
+        return self.run(SCRIPTS.greet, keys, epoch, grace, replica, STAY, int(told), *reunion)
 
     def reserve(self, id: str, levels: list[Level], tokens: int, lease: int = LEASE) -> Any:
         """Its reply."""
@@ -167,6 +173,65 @@ async def test_a_replica_is_counted_until_it_has_not_greeted_for_its_time() -> N
         server.close()
 
 
+class Reunion:
+    """Replicas that lost Redis in second 5, and are back from second 10 on."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        server.forget()
+        for second, replica in ((0, "gone"), (4, "b"), (5, "c"), (5, "a")):
+            self.after(second, replica)
+
+    def after(self, second: float, replica: str, *, told: bool = True, since: float = NEVER / 1e6) -> float:
+        """The second from which on the replica that greets is to follow Redis."""
+        self._server.at(START + second)
+        return float(self._server.greet("e", 0, replica, told=told, since=since)[3] / 1e6 - START)
+
+    def back(self, second: float, replica: str, *, told: bool = True) -> float:
+        """As above, for one that had lost it."""
+        return self.after(second, replica, told=told, since=START + 3)
+
+
+async def test_who_lost_redis_together_follows_it_again_together() -> None:
+    async with redis_server() as process:
+        server = Server(process.port)
+        them = Reunion(server)
+        assert them.back(10, "a", told=False) == 0
+        assert them.back(10, "a") == 13
+        assert them.back(10.5, "b", told=False) == 13
+        assert them.back(10.75, "a") == 13  # b has not told yet what it let in
+        assert them.back(11, "b") == 13
+        assert them.after(11.25, "new") == 13
+        assert them.back(11.5, "c", told=False) == 13
+        assert them.back(11.5, "c") == 12
+        assert [them.back(11.75, replica) for replica in ("a", "b", "c")] == [12] * 3
+        server.close()
+
+
+async def test_who_does_not_come_back_is_waited_for_until_the_end_of_the_time_of_grace() -> None:
+    async with redis_server() as process:
+        server = Server(process.port)
+        them = Reunion(server)
+        assert them.back(10, "a") == 13
+        assert them.back(11, "b") == 13
+        assert them.back(12.75, "a") == 13
+        assert 2000 <= server.client.pttl(NAMES.reunion) <= 3000
+        server.close()
+
+
+async def test_who_lost_redis_alone_misses_nobody() -> None:
+    async with redis_server() as process:
+        server = Server(process.port)
+        them = Reunion(server)
+        for second in (6, 7, 8, 9):
+            for replica in ("b", "c"):
+                assert them.after(second, replica) == 0
+        assert them.back(10, "a", told=False) == 0
+        assert them.back(10, "a") == 0
+        assert not server.client.exists(NAMES.reunion)
+        server.close()
+
+
 async def test_a_lease_that_is_not_renewed_ends() -> None:
     async with redis_server() as process:
         server = Server(process.port)
@@ -210,7 +275,7 @@ async def test_every_key_expires() -> None:
         begin = "{test}:limits:"
         of_level = {f"{begin}tenants/acme:counts", f"{begin}tenants/acme:holds"}
         assert set(left) == {f"{begin}epoch", f"{begin}replicas", *of_level}
-        assert 30 <= left[f"{begin}replicas"] <= 36
+        assert 3590 <= left[f"{begin}replicas"] <= 3600
         assert 3590 <= left[f"{begin}epoch"] <= 3600
         assert 55 <= left[f"{begin}tenants/acme:counts"] <= 62
         assert 25 <= left[f"{begin}tenants/acme:holds"] <= 30

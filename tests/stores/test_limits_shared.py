@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import pytest
+import uvloop
 from redis import exceptions as redis_errors
 
 from llmg.boot.system import SystemClock
@@ -204,26 +206,42 @@ async def test_what_came_too_late_is_asked_once_more() -> None:
         assert await _counts(server) == {"requests": 2, "tokens": 0, "held": 2}
 
 
-async def test_who_waits_for_our_own_loop_does_not_wait_for_redis() -> None:
-    async with redis_server() as server, sharing(server, timeout=0.05) as (limiter, _):
-        await _until_up(limiter)
-        loop = asyncio.get_running_loop()
-        left = 6
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_who_waits_for_our_own_loop_does_not_wait_for_redis(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def main() -> None:
+        async with redis_server() as server, sharing(server, timeout=0.1) as (limiter, redis):
+            await _until_up(limiter)
+            loop, stalling = asyncio.get_running_loop(), True
 
-        def stall() -> None:
-            nonlocal left
-            end = loop.time() + 0.03
-            while loop.time() < end:
-                pass
-            left -= 1
-            if left:
-                loop.call_soon(stall)
+            def stall() -> None:
+                end = time.perf_counter() + 0.15
+                while time.perf_counter() < end:
+                    pass
+                if stalling:
+                    loop.call_soon(stall)
 
-        loop.call_soon(stall)
-        await asyncio.gather(*[limiter.reserve(ACME, 0) for _ in range(8)])
-        with pytest.raises(LimitReached):
-            await limiter.reserve(ACME, 0)
-        assert left == 0
+            loop.call_soon(stall)
+            before = redis.asked
+            try:
+                await asyncio.gather(*[limiter.reserve(ACME, 0) for _ in range(8)])
+                with pytest.raises(LimitReached):
+                    await limiter.reserve(ACME, 0)
+            finally:
+                stalling = False
+            assert redis.asked > before
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+
+
+async def test_the_first_decision_takes_one_question() -> None:
+    async with redis_server() as server, sharing(server) as (limiter, redis):
+        before = redis.asked
+        await limiter.reserve(ACME, 0)
+        assert redis.asked == before + 1
+        assert "errorstat_NOSCRIPT" not in await redis.client.info("errorstats")
 
 
 async def test_a_redis_that_has_forgotten_is_told_what_was_counted() -> None:

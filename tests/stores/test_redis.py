@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha1
 
 import pytest
+import uvloop
 from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
@@ -109,6 +112,39 @@ async def test_a_loop_that_stood_still_is_not_redis_fault() -> None:
         assert stalled
 
 
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_an_answer_that_lies_there_unread_when_the_time_is_over_has_come_in_time(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def main() -> None:
+        async with redis_server() as server, connected(server, timeout=0.2) as redis:
+            line, loop = Line(redis, []), asyncio.get_running_loop()
+            await line.connect()
+            here, there = socket.socketpair()
+            transport, _ = await loop.create_connection(Stalling, sock=here)
+            loop.call_later(0.165, there.send, b"a")
+            try:
+                asked = line.ask([("BLPOP", "nothing", "0.18"), ("ECHO", "a")])
+                assert await redis.decide(lambda: asked) == [None, b"a"]
+            finally:
+                await line.aclose()
+                transport.close()
+                there.close()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+
+
+class Stalling(asyncio.Protocol):
+    """Works for a while on what it is sent, while the loop polls."""
+
+    def data_received(self, data: bytes) -> None:
+        """See Protocol."""
+        end = time.perf_counter() + 0.2
+        while time.perf_counter() < end:
+            pass
+
+
 async def test_one_that_is_not_there_yet_comes_later() -> None:
     async with redis_server() as server:
         await server.kill()
@@ -132,6 +168,14 @@ async def test_a_line_answers_in_order_and_loads_scripts_that_are_missing() -> N
         with pytest.raises(ResponseError, match="unknown command"):
             await line.ask([("ECHO", "a"), ("NONSENSE",), ("ECHO", "b")])
         assert await line.ask([("ECHO", "c")]) == [b"c"]
+        await line.aclose()
+
+
+async def test_a_line_that_is_connected_has_its_scripts_loaded() -> None:
+    async with redis_server() as server, connected(server) as redis:
+        line = Line(redis, [SCRIPT])
+        await line.connect()
+        assert await redis.client.script_exists(sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()) == [True]
         await line.aclose()
 
 

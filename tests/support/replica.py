@@ -9,6 +9,7 @@ before it while Redis is away. `ready` comes first; then it waits for a line. It
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -89,6 +90,14 @@ class Replica:
         async with asyncio.timeout(PATIENCE):
             await self._reader
             assert await self.process.wait() == 0
+
+    def pause(self) -> None:
+        """It stands still."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It goes on where it stood."""
+        self.process.send_signal(signal.SIGCONT)
 
     async def kill(self) -> None:
         """It is gone, as by a crash."""

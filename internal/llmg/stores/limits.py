@@ -80,7 +80,9 @@ class Shared:
         self._own = own
         self._clock = clock
         self._on_failure = on_failure
-        self._link = Link(redis, clock, own.counts, prefix=prefix, lease=lease, scripts=scripts)
+        self._link = Link(
+            redis, clock, own.counts, prefix=prefix, lease=lease, scripts=scripts, reunite=on_failure == "local"
+        )
         self._numbers = count()
 
     @property

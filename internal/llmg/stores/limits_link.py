@@ -5,6 +5,12 @@ was given back is free for who asks next. Nobody waits for a note. What could no
 when it is back, or, when Redis has forgotten what it counted (its epoch is another one), all that this process has
 counted of late. Every replica does so within the time of grace that the first of them gives; decisions wait for its
 end, so that nothing is let in twice because a replica's counts were missing.
+
+Where Redis is back with all it had counted, it still lacks what those let in that have not found it yet, and what they
+may let in until then. So each notes what it let in alone before it greets Redis. Who then misses others that were there
+when it lost Redis goes on alone until all have come, or the time of grace is over; then all of them follow Redis from
+the same moment on. Who was away by itself sees that the others have greeted all along, and who begins was with nobody:
+they miss nobody.
 """
 
 from __future__ import annotations
@@ -34,6 +40,11 @@ _MOST_HOLDS: Final = 500  # that a command renews
 _SOON: Final = 0.002  # seconds that a note waits, so that it goes out with a request that follows
 _LONGEST_BEAT: Final = 1.0
 _GRACE: Final = 3.0  # in beats: probes and beats come at least once in each
+_MISSING: Final = 1.25  # in beats: who has not greeted for so long is away, or gone
+_RECENT: Final = 2.0  # in beats: who had greeted in them before we lost Redis may have lost it with us
+_LOOK: Final = 0.1  # in beats: between looks for whether we are all together again
+_REUNION: Final = 0.3  # in beats: from when it is settled until it is: by then, each of us has looked
+_NEVER: Final = 2**52  # microseconds of the server's that will not come
 
 Words = Sequence[str | int]
 
@@ -114,7 +125,10 @@ class Replicas:
 
 
 class Link:
-    """See above. `counts` gives all that this process has counted: level, slot (our seconds), requests, tokens."""
+    """See above. `counts` gives all that this process has counted: level, slot (our seconds), requests, tokens.
+
+    `reunite`: are others to be waited for? It is of use where replicas let in a bounded part each while they are alone.
+    """
 
     def __init__(
         self,
@@ -125,6 +139,7 @@ class Link:
         prefix: str,
         lease: float,
         scripts: Scripts,
+        reunite: bool,
     ) -> None:
         self._redis = redis
         self._clock = clock
@@ -141,6 +156,9 @@ class Link:
         self._took = 0.0  # seconds that Redis took for what was sent last
         self._epoch = ""
         self._in_step = False
+        self._heard = 0  # of Redis last: the server's microsecond
+        self._lost = _NEVER  # Redis, when we were in step: the server's microsecond
+        self._reunite = reunite
         self._stepped = asyncio.Event()
         self._stopping = False
         self._wake = asyncio.Event()
@@ -237,42 +255,80 @@ class Link:
 
     def _turn_away(self, error: Exception) -> None:
         """Who asked and has no answer gets none."""
+        if self._in_step:
+            self._lost = self._heard
         self._in_step = False
         self._replicas.lost()
         while self._asks:
             _refuse(self._asks.popleft().reply, error)
 
     async def _get_in_step(self) -> None:
-        """Makes Redis and this process know the same, and each other's clock."""
+        """Makes Redis and this process know the same, and each other's clock; and waits for who was lost with us."""
         await self._redis.decide(self._line.connect, CONNECT)
-        while True:
-            known = self._epoch
-            epoch, ready = await self._greet()
-            if epoch != known:
-                self._epoch = epoch
-                self._notes.clear()
-                # A slot of ours lies in two of theirs: the later one, so that nothing is forgotten too soon.
-                for level, slot, requests, tokens in self._counts(self._clock.monotonic()):
-                    self._notes.append(Note([level], slot + 1.0, requests=requests, tokens=tokens, slot=None))
-            self._renew()
-            await self._flush()
-            wait = ready / 1e6 - self._server.micros(self._clock.monotonic()) / 1e6
-            if wait <= 0:
-                break
-            await asyncio.sleep(wait)
+        told = together = False
+        while not together:
+            epoch, ready = await self._greet(told)
+            if epoch != self._epoch:
+                self._recount(epoch)
+                told = False
+            if told:
+                together = await self._wait(ready)
+            else:
+                self._renew()
+                await self._flush()
+                told = True
         self._in_step = True
         self._stepped.set()
+        self._wake.set()  # for what was let in alone while we greeted
 
-    async def _greet(self) -> tuple[str, int]:
-        """The epoch, and the server's microsecond from which on it holds."""
+    async def _wait(self, ready: int) -> bool:
+        """Until the server's microsecond. False: not so long, as it may be sooner by now."""
+        look = self._beat * _LOOK
+        left = self._left(ready)
+        settled = left <= 2 * look  # less than _REUNION
+        await self._go_on_noting(left if settled else look)
+        return settled or self._left(ready) <= 0
+
+    def _left(self, ready: int) -> float:
+        """Seconds until the server's microsecond."""
+        return (ready - self._server.micros(self._clock.monotonic())) / 1e6
+
+    def _recount(self, epoch: str) -> None:
+        """Another epoch: what is to be noted is all that this process has counted."""
+        self._epoch = epoch
+        self._notes.clear()
+        # A slot of ours lies in two of theirs: the later one, so that nothing is forgotten too soon.
+        for level, slot, requests, tokens in self._counts(self._clock.monotonic()):
+            self._notes.append(Note([level], slot + 1.0, requests=requests, tokens=tokens, slot=None))
+
+    async def _go_on_noting(self, seconds: float) -> None:
+        """For so long. What is let in alone meanwhile, others that wait no more are to know at once."""
+        end = self._clock.monotonic() + seconds
+        while (left := end - self._clock.monotonic()) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._wake.wait()
+            self._wake.clear()
+            await self._flush()
+
+    async def _greet(self, told: bool) -> tuple[str, int]:
+        """The epoch, and the server's microsecond from which on to follow it. `told`: is all noted that was let in?"""
         lost = bool(self._epoch) or any(True for _ in self._counts(self._clock.monotonic()))
         grace = int(self._grace * 1e6)
-        stay = self._lease + grace  # nobody greets in a time of grace
-        keys = [self._names.epoch, self._names.replicas]
-        greet = self._command(self._scripts.greet, keys, [token_hex(8), grace if lost else 0, self.replica, stay])
-        ((_, _, epoch, ready, replicas),) = await self._exchange([greet], self._redis.timeout)
+        stay = self._lease + grace
+        keys = [self._names.epoch, self._names.replicas, self._names.reunion]
+        arguments: Words = [token_hex(8), grace if lost else 0, self.replica, stay, int(told), *self._reunion()]
+        ((_, _, epoch, ready, replicas),) = await self._exchange(
+            [self._command(self._scripts.greet, keys, arguments)], self._redis.timeout
+        )
         self._replicas.seen(replicas, self._clock.monotonic())
         return epoch.decode(), ready
+
+    def _reunion(self) -> Sequence[int]:
+        """Whom we may miss, and how long: see GREET."""
+        beat = self._beat * 1e6
+        since = _NEVER if self._in_step or not self._reunite else self._lost - int(_RECENT * beat)
+        return since, int(_MISSING * beat), int(_REUNION * beat), int(_GRACE * beat)
 
     def _renew(self) -> None:
         """The leases of all requests that run are to be renewed."""
@@ -294,7 +350,7 @@ class Link:
         if self._beat_due:
             self._beat_due = False
             if self._in_step:
-                if (await self._greet())[0] != self._epoch:
+                if (await self._greet(told=True))[0] != self._epoch:
                     raise _OutOfStep
                 if self._clock.monotonic() - self._renewed >= self._lease / 3e6:
                     self._renew()
@@ -342,7 +398,8 @@ class Link:
         received = self._clock.monotonic()
         for reply in replies:
             self._server.seen(reply[1], sent, received)
-        self._took = max(reply[1] for reply in replies) / 1e6 - self._server.micros(sent) / 1e6
+        self._heard = max(reply[1] for reply in replies)
+        self._took = (self._heard - self._server.micros(sent)) / 1e6
         return replies
 
     def _noting(self, note: Note, within: float) -> Words:

@@ -8,8 +8,10 @@ so replicas' clocks don't matter. A level has two keys, both of which expire whe
     {PREFIX}:limits:LEVEL:holds    sorted set: the requests that run, by the microsecond in which their lease ends
 
 and all share `{PREFIX}:limits:epoch`: what it says was made up when it was found missing, and the microsecond from
-which on it holds. A replica whose epoch is another one knows that Redis has forgotten what it counted. And there is
-`{PREFIX}:limits:replicas`: a sorted set of them, each by the microsecond until which it is taken to be there.
+which on it holds. A replica whose epoch is another one knows that Redis has forgotten what it counted. And there are
+`{PREFIX}:limits:replicas`: a sorted set of them, each by the microsecond until which it is taken to be there; as that
+is equally long for all, it tells when each has greeted last. And, while replicas that had lost Redis together wait for
+one another, `{PREFIX}:limits:reunion`: the microsecond from which on all of them follow Redis again.
 
 The braces make one slot of Redis Cluster of all of them: the root's limits bind all requests, and a decision is about
 all its levels, or none. So one node does the counting, whatever the cluster's size.
@@ -42,6 +44,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 """
 
+_HOUR: Final = 3600  # seconds
 _KEPT: Final = f"local KEPT = {SPAN + 1}\n"
 
 _COMMON: Final = """
@@ -183,12 +186,28 @@ local epoch = redis.call('GET', KEYS[1])
 if not epoch then
   epoch = ARGV[1] .. '@' .. string.format('%d', now + tonumber(ARGV[2]))
 end
-redis.call('SET', KEYS[1], epoch, 'EX', 3600)
+redis.call('SET', KEYS[1], epoch, 'EX', {_HOUR})
 local stay = tonumber(ARGV[4])
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-redis.call('ZADD', KEYS[2], now + stay, ARGV[3])
-redis.call('PEXPIRE', KEYS[2], math.ceil(stay / 500))  -- twice that, in milliseconds
-return {{{DONE}, now, epoch, tonumber(string.match(epoch, '@(%d+)$')), redis.call('ZCARD', KEYS[2])}}
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - {_HOUR} * 1000000)
+if ARGV[5] == '1' then
+  redis.call('ZADD', KEYS[2], now + stay, ARGV[3])
+else
+  redis.call('ZADD', KEYS[2], 'NX', now + stay, ARGV[3])
+end
+redis.call('EXPIRE', KEYS[2], {_HOUR})
+local there = redis.call('ZCOUNT', KEYS[2], string.format('(%d', now), '+inf')
+local ready = tonumber(string.match(epoch, '@(%d+)$'))
+local since, late, soonest, latest = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local reunion = tonumber(redis.call('GET', KEYS[3]) or 0)
+if ARGV[5] == '1' and since < now then
+  local missing = redis.call('ZCOUNT', KEYS[2], since + stay, now - late + stay) > 0
+  local set = reunion
+  if missing and reunion <= now then set = now + latest end
+  if not missing and reunion > now + soonest then set = now + soonest end
+  if set ~= reunion then redis.call('SET', KEYS[3], set, 'PX', math.ceil((set - now) / 1000)) end
+  reunion = set
+end
+return {{{DONE}, now, epoch, math.max(ready, reunion), there}}
 """
 
 
@@ -204,14 +223,17 @@ class Scripts:
     """All of them. `time` sets `now`, in microseconds; tests have a time of their own.
 
     RESERVE and NOTE have as keys the epoch's, then counts and holds of each level; HOLD the epoch's and one level's
-    holds; GREET the epoch's and the replicas'. All but GREET have as first two arguments the epoch and the time after
-    which they do nothing. Then:
+    holds; GREET the epoch's, the replicas' and the reunion's. All but GREET have as first two arguments the epoch and
+    the time after which they do nothing. Then:
 
     reserve: a request's id, its tokens, the lease in microseconds, and for each level its three limits.
     note: the id of a request that is over (or nothing), requests and tokens to add, and their slot.
     hold: the lease, and the ids of requests that run.
     greet: a new epoch, and in how many microseconds it holds, if there is none; the replica that greets, and for how
-    many microseconds it is taken to be there. Reply: DONE, now, epoch, when it holds, how many replicas there are.
+    many microseconds it is taken to be there; 1 if it has told all that it let in, else 0: then one that is known stays
+    as it was. Where it has lost Redis: since when others have greeted last that may have lost it, too, and are missing
+    if they have not greeted for how many microseconds; in how many at the soonest, when none is missing any more, and
+    at the latest all go on. Reply: DONE, now, epoch, from when on to follow Redis, how many replicas there are.
     """
 
     def __init__(self, time: str = SERVER_TIME) -> None:
@@ -232,6 +254,7 @@ class Names:
         self._begin = f"{{{prefix}}}:limits:"
         self.epoch = f"{self._begin}epoch"
         self.replicas = f"{self._begin}replicas"
+        self.reunion = f"{self._begin}reunion"
 
     def counts(self, level: str) -> str:
         """What a level's requests took."""

@@ -34,6 +34,7 @@ CONNECT: Final = 1.0
 """Seconds that connecting may take."""
 _PATIENCE: Final = 5.0  # of those who may wait
 _LOOKS: Final = 4  # for an answer, until it is too late
+_POLLS: Final = 3  # after the last look: one reads what has come, one wakes who waits for it, and one to spare
 _APART: Final = 5.0  # troubles that are further apart don't follow on one another
 
 
@@ -137,14 +138,17 @@ class Line:
     """
 
     def __init__(self, shared: Redis, scripts: Sequence[str]) -> None:
-        """`scripts` are loaded when one of them is missing."""
+        """`scripts` are loaded with the connection, and when one of them is missing."""
         pool: Any = shared.client.connection_pool
-        self._connection: Any = pool.make_connection()
-        self._scripts = scripts
+        # Who asks has a time limit. Another one would write in a task of its own: later, where the loop is busy.
+        self._connection: Any = pool.connection_class(**{**pool.connection_kwargs, "socket_timeout": None})
+        self._loads = [("SCRIPT", "LOAD", script) for script in scripts]
 
     async def connect(self) -> None:
         """Does nothing if it is. Raises RedisError."""
-        await self._connection.connect()
+        if not self._connection.is_connected:
+            await self._connection.connect()
+            await self.ask(self._loads)
 
     async def aclose(self) -> None:
         """Closes it."""
@@ -158,9 +162,8 @@ class Line:
         replies = await self._exchange(commands)
         missed = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if missed:
-            loads = [("SCRIPT", "LOAD", script) for script in self._scripts]
-            again = (await self._exchange([*loads, *[commands[place] for place in missed]]))[len(loads) :]
-            for place, reply in zip(missed, again, strict=True):
+            again = await self._exchange([*self._loads, *[commands[place] for place in missed]])
+            for place, reply in zip(missed, again[len(self._loads) :], strict=True):
                 replies[place] = reply
         for reply in replies:
             if isinstance(reply, ResponseError):
@@ -188,24 +191,45 @@ class Line:
 
 
 async def _bounded(awaitable: Awaitable[T], seconds: float) -> T:
-    """Its result. Raises TimeoutError; whatever was under way is cancelled then, and its connection closed.
-
-    It is looked for several times. While our own loop stands still, as it does when many requests come at once, the
-    answer may lie there unread: that costs one look, and is not taken for Redis's fault.
-    """
-    task = asyncio.ensure_future(awaitable)
+    """Its result. Raises TimeoutError; whatever was under way is cancelled then, and its connection closed."""
     try:
-        for _ in range(_LOOKS):
-            await asyncio.wait([task], timeout=seconds / _LOOKS)
-            if task.done():
-                return task.result()
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # it is known by now that it failed
-    raise TimeoutError("no answer in time")
+        async with asyncio.timeout(None) as limit:
+            looks = _Looks(limit, seconds)
+            try:
+                return await awaitable
+            finally:
+                looks.end()
+    except TimeoutError as error:
+        raise TimeoutError("no answer in time") from error
+
+
+class _Looks:
+    """Ends a time limit after so many seconds, if by then no answer has come.
+
+    While our own loop stands still, as it does when many requests come at once, the answer may lie there unread, and
+    timers may run before it is read. That is not taken for Redis's fault: it is looked for several times, of which a
+    loop that stands still costs one, and what has come until the last one is read before the time is over.
+    """
+
+    def __init__(self, limit: asyncio.Timeout, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limit = limit
+        self._apart = seconds / _LOOKS
+        self._left = _LOOKS
+        self._next: asyncio.Handle = self._loop.call_later(self._apart, self._look)
+
+    def end(self) -> None:
+        """There is no more to look for."""
+        self._next.cancel()
+
+    def _look(self) -> None:
+        self._left -= 1
+        if self._left > 0:
+            self._next = self._loop.call_later(self._apart, self._look)
+        elif self._left > -_POLLS:
+            self._next = self._loop.call_soon(self._look)  # the loop polls in between
+        else:
+            self._limit.reschedule(self._loop.time())
 
 
 def _words(error: Exception) -> str:

@@ -7,6 +7,7 @@ and those that it allows for its answer (`max_tokens`, for each choice). When it
 |-----------------------------------------|---------------------------------------------------|
 | was answered, with the upstream's count | what that says                                    |
 | was answered without, or cut off        | prompt and answer so far, estimated               |
+| was answered, with one beyond belief    | the same: see `believable`                        |
 | failed before anything came             | nothing; but it was a request                     |
 | was left before anything came           | the prompt, estimated, if a target had been asked |
 
@@ -15,8 +16,10 @@ Where none of its levels limits tokens, nobody counts them, and its events are n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
+
+import structlog
 
 from llmg.core.context import Context
 from llmg.core.events import Batch, Delta
@@ -27,10 +30,26 @@ from llmg.core.usage import Usage
 from llmg.ports import Answering, Limiter, Provider, Reservation
 from llmg.routing.policies.view import View
 
+log = structlog.get_logger("llmg.limits")
+
 ANSWER: Final = 256
 """Tokens of a choice that are expected where the request does not say how many it allows."""
 
+UNSEEN: Final = 1_000_000
+"""Tokens that a request may take besides what is seen of it: reasoning, templates, what its attachments hold."""
+
 _CHARACTERS: Final = 4  # a token, as in the estimate of prompts
+_BYTES: Final = 4  # a character has at most; and a token at least one
+_MOST_DOUBTED: Final = 1000  # clients make names of targets up
+
+
+def believable(tokens: int, estimated: int) -> bool:
+    """Can that be what an upstream took for a prompt and an answer of so many tokens, by our estimate?
+
+    What can be is believed, right or wrong: it is what will be paid for. What cannot is not to hold back all others of
+    the levels above for minutes, be the upstream broken, or a tenant's own and hostile.
+    """
+    return 0 <= tokens <= UNSEEN + estimated * _CHARACTERS * _BYTES
 
 
 class Limited:
@@ -39,19 +58,29 @@ class Limited:
     def __init__(self, inner: Provider, limiter: Limiter) -> None:
         self._inner = inner
         self._limiter = limiter
+        self._doubted: set[str] = set()
 
     def open(self, request: Request, context: Context, /) -> Answering:
         """See `ports.Provider`."""
         levels = [level for level in context.principal.levels if level.limits is not UNLIMITED]
         if not levels:
             return self._inner.open(request, context)
-        return _Counted(self._inner, self._limiter, levels, request, context)
+        return _Counted(self._inner, self._limiter, self._doubt, levels, request, context)
+
+    def _doubt(self, context: Context, tokens: int, estimated: int) -> None:
+        """Says it, once of a target."""
+        target = context.route
+        if target not in self._doubted and len(self._doubted) < _MOST_DOUBTED:
+            self._doubted.add(target)
+            words = "an upstream counts tokens that cannot be: the estimate is taken instead"
+            log.warning(words, target=target, counted=tokens, estimated=estimated, request_id=context.request_id)
 
 
 class _Counted:
     __slots__ = (
         "_characters",
         "_context",
+        "_doubt",
         "_events",
         "_inner",
         "_levels",
@@ -65,10 +94,17 @@ class _Counted:
     )
 
     def __init__(
-        self, provider: Provider, limiter: Limiter, levels: Sequence[Level], request: Request, context: Context
+        self,
+        provider: Provider,
+        limiter: Limiter,
+        doubt: Callable[[Context, int, int], None],
+        levels: Sequence[Level],
+        request: Request,
+        context: Context,
     ) -> None:
         self._provider = provider
         self._limiter = limiter
+        self._doubt = doubt
         self._levels = levels
         self._request = request
         self._context = context
@@ -129,9 +165,14 @@ class _Counted:
         if not self._prompt:
             return 0
         if self._words:
-            if self._usage is not None and self._usage.final and self._usage.total_tokens >= 0:  # less would be a gift
-                return self._usage.total_tokens
-            return self._prompt + -(-self._characters // _CHARACTERS)
+            estimated = self._prompt + -(-self._characters // _CHARACTERS)
+            if self._usage is None or not self._usage.final:
+                return estimated
+            counted = self._usage.total_tokens
+            if believable(counted, estimated):
+                return counted
+            self._doubt(self._context, counted, estimated)
+            return estimated
         if isinstance(error, Exception) or not self._context.trail:
             return 0
         return self._prompt
