@@ -192,10 +192,12 @@ class Document(Struct, frozen=True):
 
 
 class AuditEntry(Struct, frozen=True, kw_only=True):
-    """Who asked for a change of the catalog, when (Unix seconds), of what, and what became of it. Holds no secret.
+    """Who asked what of the catalog's administration, when (Unix seconds), and what became of it. Holds no secret.
 
-    `actor` is the name of the admin key; empty: somebody who did not ask the gateway. `before` and `after` are
-    versions of the catalog: the same where nothing was changed. `outcome`: "ok", or the failure's kind.
+    `actor` is the name of the admin key, or the path of another key (`keys/my-app`, `tenants/.../keys/k1`);
+    "anonymous": no valid key was shown; empty: somebody who did not ask the gateway. `before` and `after` are versions
+    of the catalog: the same where nothing was changed. `outcome`: "ok", or the failure's kind. `changed`: the names of
+    what is different now, in the level that is the resource or that has it (`limits.max_concurrent`).
     """
 
     time: float
@@ -206,6 +208,8 @@ class AuditEntry(Struct, frozen=True, kw_only=True):
     after: int
     outcome: str = "ok"
     request_id: str = ""
+    door: str = ""
+    changed: tuple[str, ...] = ()
 
 
 class Conflict(Exception):

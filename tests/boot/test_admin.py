@@ -112,6 +112,54 @@ async def test_what_the_configuration_would_refuse_is_refused(tmp_path: Path, ch
     assert (await store.load()).version == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tenants: {acme: {models: {fast: none}}}", "tenants.acme.models.fast"),
+        (
+            "tenants: {acme: {upstreams: {openai: {base_url: 'http://a:1/v1'}}}}",
+            "tenants.acme.upstreams.openai.base_url",
+        ),
+        ("tenants: [", "neither YAML nor JSON"),
+        ("", "it is empty"),
+        (None, "is gone"),
+    ],
+)
+async def test_a_bad_edit_is_logged_as_such_and_what_was_before_is_read(
+    tmp_path: Path, text: str | None, said: str
+) -> None:
+    file = tmp_path / "catalog.yaml"
+    providers = {"openai": {**PROVIDERS["openai"], "api_key": "sk-root"}}
+    process = InForce(some_settings(catalog={"file": file}, providers=providers))
+    admin, _ = administered(process)
+    await admin.create_level(OPS, "tenants/acme", Changes(models={"fast": "m"}))
+    if text is None:
+        file.unlink()
+    else:
+        file.write_text(text)
+    assert (await admin.get_level(OPS, "tenants/acme")).models == {"fast": "m"}
+    assert process.versions == ["1"]
+    with pytest.raises(Failure, match=re.escape(said)) as failed:
+        await admin.create_level(OPS, "tenants/other", Changes())
+    assert failed.value.kind in (Kind.CONFLICT, Kind.INVALID_REQUEST)
+    log = [(entry.method, entry.outcome) for entry in (await admin.audit(OPS)).items]
+    edited = [] if text is None else [("Edit", "invalid_request")]
+    assert log == [("CreateLevel", failed.value.kind.value), *edited, ("CreateLevel", "ok")]
+
+
+async def test_an_address_set_by_the_admin_api_gets_no_key_from_the_configuration(tmp_path: Path) -> None:
+    providers = {"openai": {**PROVIDERS["openai"], "api_key": "sk-root"}}
+    settings = some_settings(catalog={"file": tmp_path / "catalog.yaml"}, providers=providers)
+    admin, _ = administered(InForce(settings))
+    await admin.create_level(OPS, "tenants/acme", Changes())
+    there = UpstreamChange(base_url="http://elsewhere.example/v1")
+    with pytest.raises(Failure, match="another server does not get the key") as failed:
+        await admin.update_level(OPS, "tenants/acme", Changes(upstreams={"openai": there}))
+    assert (failed.value.kind, failed.value.param) == (Kind.INVALID_REQUEST, "upstreams.openai.base_url")
+    keyless = UpstreamChange(base_url="http://elsewhere.example/v1", api_key="")
+    await admin.update_level(OPS, "tenants/acme", Changes(upstreams={"openai": keyless}))
+
+
 async def test_a_catalog_that_cannot_be_used_is_none_to_start_with(tmp_path: Path) -> None:
     file = tmp_path / "catalog.yaml"
     file.write_text("tenants: {acme: {models: {fast: none}}}")
@@ -281,6 +329,9 @@ async def test_the_api_of_a_running_gateway(tmp_path: Path) -> None:
         assert await run("levels", key="x") == (1, "the API key is not valid (UNAUTHENTICATED)\n")
         missing = "the gateway needs an administrator's key: name it with --key, or in LLMG_ADMIN_KEY\n"
         assert await run("levels", key="") == (1, missing)
+        refused = (await run("log", "--size", "2"))["entries"]
+        line = ("anonymous", "ListLevels", "unauthenticated", "grpc")
+        assert [(e["actor"], e["method"], e["outcome"], e["door"]) for e in refused] == [line, line]
         await run("set", web, '{"alias": "web-prod"}')
         assert (await run("show", "web-prod"))["level"]["name"] == web
         assert (await run("create", "tenants/b", '{"nonsense": 1}'))[0] == 2

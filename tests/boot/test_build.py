@@ -15,9 +15,9 @@ from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind
 from llmg.core.request import Chat, Message, Text
 from llmg.ports import Running, Spec
-from llmg.providers.http import Transport
 from llmg.routing.router import Router
 from support.gateway import ECHO, in_process, to_upstream
+from support.scopes import root_models
 from support.upstream import good, stall, upstream
 
 ENGINE = {"kind": "backend", "engine": "parrot", "external": ["/bin/parrot", "--loud"]}
@@ -38,7 +38,7 @@ class Busy:
 
 
 def models(config: dict[str, Any], launcher: Busy | None = None) -> LevelScope:
-    return build.make_models(build.Needs(Settings(**config), Transport(), launcher), 1_760_000_000)
+    return root_models(config, launcher)
 
 
 async def specs(config: dict[str, Any], *names: str) -> list[Spec]:

@@ -15,6 +15,10 @@ import yaml
 from llmg.boot import build
 from llmg.boot.current import Current
 from llmg.boot.settings import Settings, SettingsError, load, with_tenants
+from llmg.boot.settings.catalog import Upstream
+from llmg.boot.settings.levels import mistakes
+from llmg.boot.settings.problems import dotted
+from llmg.boot.settings.providers import BackendProvider, OpenAIProvider
 from llmg.core.context import ADMIN, Principal
 from llmg.core.errors import Failure, Kind
 from llmg.core.levels import Limits
@@ -267,8 +271,89 @@ async def test_another_address_key_and_headers_for_a_provider() -> None:
         assert [call.headers.get("authorization") for call in shared.calls] == ["Bearer root"] * 2
         assert [call.headers.get("authorization") for call in own.calls] == [None, None, "Bearer acme", "Bearer acme"]
         names = ("x-a", "x-b", "x-c")
-        assert [call.headers.get(name) for call in own.calls[:1] for name in names] == ["1", "2", "2"]
-        assert [call.headers.get(name) for call in own.calls[2:3] for name in names] == ["1", "1", None]
+        assert [call.headers.get(name) for call in own.calls[:1] for name in names] == [None, "2", "2"]
+        assert [call.headers.get(name) for call in own.calls[2:3] for name in names] == [None, None, None]
+        assert [call.headers.get(name) for call in shared.calls[:1] for name in names] == ["1", "1", None]
+
+
+SECRET = OpenAIProvider.model_validate(
+    {
+        "kind": "openai",
+        "base_url": "https://api.example/v1",
+        "api_key": "root",
+        "organization": "org",
+        "headers": {"X-A": "1", "X-B": "1"},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("own", "key", "headers"),
+    [
+        ({"base_url": "https://API.example:443/v2"}, "root", {"X-A": "1", "X-B": "1", "OpenAI-Organization": "org"}),
+        ({"headers": {"x-a": "2"}}, "root", {"x-a": "2", "X-B": "1", "OpenAI-Organization": "org"}),
+        ({"base_url": None, "api_key": ""}, None, {"X-A": "1", "X-B": "1", "OpenAI-Organization": "org"}),
+        ({"base_url": "https://eu.example/v1", "api_key": "eu"}, "eu", {}),
+        ({"base_url": "http://api.example/v1", "api_key": ""}, None, {}),
+        ({"base_url": "https://api.example:8443/v1", "headers": {"X-B": "2"}}, None, {"X-B": "2"}),
+    ],
+)
+def test_another_server_gets_no_secret_from_above(
+    own: dict[str, Any], key: str | None, headers: dict[str, str]
+) -> None:
+    said = Upstream.model_validate(own)
+    made = said.over(SECRET)
+    assert isinstance(made, OpenAIProvider)
+    assert made.credentials() == (key, headers)
+    assert made.base_url == (own.get("base_url") or SECRET.base_url)
+    assert not said.leaves_open(SECRET)
+
+
+def test_another_backend_gets_no_token_from_above() -> None:
+    provider = BackendProvider.model_validate({"kind": "backend", "address": "one:1", "token": "root"})
+    for own, token in (({"address": "two:1", "token": "two"}, "two"), ({"address": "ONE:1"}, "root")):
+        made = Upstream.model_validate(own).over(provider)
+        assert isinstance(made, BackendProvider)
+        assert made.token is not None
+        assert made.token.get_secret_value() == token
+    assert Upstream(address="two:1").leaves_open(provider)
+    assert not Upstream(address="two:1", token=None).leaves_open(provider)
+
+
+@pytest.mark.parametrize(
+    ("provider", "levels", "place"),
+    [
+        ({"api_key": "root"}, {"tenant": {"base_url": "http://b/v1"}}, "tenants.acme"),
+        ({"headers": {"x-key": "root"}}, {"tenant": {"base_url": "http://b/v1"}}, "tenants.acme"),
+        ({"api_key": "root"}, {"tenant": {"base_url": "http://b/v1", "headers": {}}}, "tenants.acme"),
+        ({"api_key": "root"}, {"tenant": {"base_url": "http://b/v1", "headers": {"x-key": "b"}}}, None),
+        ({"api_key": "root"}, {"tenant": {"base_url": "http://b/v1", "api_key": ""}}, None),
+        ({"api_key": "root"}, {"tenant": {"base_url": "http://a/v2"}}, None),
+        ({}, {"tenant": {"base_url": "http://b/v1"}}, None),
+        (
+            {},
+            {"tenant": {"api_key": "acme"}, "team": {"base_url": "http://b/v1"}},
+            "tenants.acme.teams.search",
+        ),
+        (
+            {"api_key": "root"},
+            {"tenant": {"base_url": "http://b/v1", "api_key": ""}, "team": {"base_url": "http://c/v1"}},
+            None,
+        ),
+        (
+            {"api_key": "root"},
+            {"tenant": {"base_url": "http://b/v1", "api_key": "b"}, "team": {"base_url": "http://a/v1"}},
+            "tenants.acme.teams.search",
+        ),
+    ],
+)
+def test_an_address_at_another_server_says_what_it_is_known_by(
+    provider: dict[str, Any], levels: dict[str, Any], place: str | None
+) -> None:
+    tenants = tree(**{name: {"upstreams": {"up": own}} for name, own in levels.items()})
+    providers = {**BASE["providers"], "up": {"kind": "openai", "base_url": "http://a/v1", **provider}}
+    found = mistakes(Settings(**{**BASE, "providers": providers, "tenants": tenants}))
+    assert [dotted(one.keys) for one in found] == ([] if place is None else [f"{place}.upstreams.up.base_url"])
 
 
 def test_what_is_known_of_a_target_belongs_to_its_provider_as_it_is() -> None:

@@ -12,18 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from llmg.boot import build
 from llmg.boot.settings import Entry, FlatModel, GroupTarget, Settings, SettingsError, Target, json_schema, load
 from llmg.boot.settings.groups import Unsound, by_provider, flatten
 from llmg.boot.settings.policies import PlainPolicy, PriorityPolicy
 from llmg.core.errors import Failure, Kind
 from llmg.core.request import Chat, Image, Message, Request, Text
 from llmg.ports import Profile
-from llmg.providers.http import Transport
 from llmg.routing import policies, router
 from llmg.routing.policies.lowest_cost import Price
 from llmg.testing.clocks import FakeClock
 from llmg.testing.conformance import a_context, collect
+from support.scopes import root_models
 
 PROVIDERS = ("p", "q")
 PRICE = {"input": 1, "output": 2}
@@ -461,6 +460,54 @@ def test_mistakes_in_a_file(tmp_path: Path, models: str, said: str) -> None:
     assert _problem(tmp_path, models) == said
 
 
+X = "{provider: p, model: x}"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (
+            HEAD + "  bad: none\n  also: bad\n  most: {targets: [{group: bad}], fallbacks: [bad, also]}",
+            "models.bad",
+        ),
+        (
+            HEAD + f"  bad: {{targets: [{{provider: p}}]}}\n  also: bad\n  most: {{targets: [{X}], fallbacks: [bad]}}",
+            "models.bad.targets[0].model",
+        ),
+        (
+            HEAD + f"  a: {{targets: [{X}]}}\n  bad: {{policy: lowest_cost, targets: [{{group: a}}]}}\n"
+            "  also: {policy: lowest_cost, targets: [{group: bad}]}\n"
+            "  most: {policy: lowest_cost, targets: [{group: also}]}",
+            "models.bad.targets[0].group",
+        ),
+        (
+            HEAD + f"  m: {{targets: [{X}]}}\n"
+            "tenants: {t: {models: {bad: none, good: m}, teams: {u: {allow: [good, bad], models: {a: bad, b: good, "
+            "c: {targets: [{group: bad}], fallbacks: [good]}}, groups: {g: {models: {z: a}}}}}}}",
+            "tenants.t.models.bad",
+        ),
+        (f"provider: {{p: {{kind: echo}}}}\nmodels: {{m: {{targets: [{X}, {X}]}}, n: p/x}}", "provider"),
+        (
+            f"providers: {{p: {{kind: echo}}}}\nmodles: {{m: {{targets: [{X}]}}}}\n"
+            "tenants: {t: {models: {a: m}, allow: [m]}}",
+            "modles",
+        ),
+    ],
+)
+def test_the_cause_is_told_alone(tmp_path: Path, text: str, path: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as raised:
+        load(file, env={}, cwd=tmp_path)
+    assert [problem.path for problem in raised.value.problems] == [path]
+
+
+def test_of_many_names_some_are_told(tmp_path: Path) -> None:
+    said = _problem(tmp_path, "".join(f"  m{n}: p/x\n" for n in range(100)) + "  bad: zzz")
+    assert "known: m0, m1, " in said
+    assert ", m29 and 71 more (c.yaml:103:3)" in said
+
+
 def test_providers_that_are_wrong_are_told_alone(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("providers: {p: {kind: ecco}}\nmodels: {fast: {targets: [{group: p/x}]}}")
@@ -505,7 +552,7 @@ def test_targets_may_be_made_in_code() -> None:
 
 def _made(**models: Any) -> Any:
     config: dict[str, Any] = {"providers": {"p": {"kind": "echo"}}, "models": models}
-    return build.make_models(build.Needs(Settings(**config), Transport()), 1_760_000_000)
+    return root_models(config)
 
 
 def test_what_is_known_of_a_target() -> None:

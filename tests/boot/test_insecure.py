@@ -16,8 +16,9 @@ import pytest
 import structlog.testing
 
 from boot.conftest import Serve
-from llmg.boot.exposure import Exposed, check_exposure, on_loopback, warn
+from llmg.boot.exposure import Exposed, check_exposure, on_loopback, sees_details, warn
 from llmg.boot.settings import Settings
+from llmg.core.context import ADMIN, ANONYMOUS, Principal
 from support.gateway import ECHO
 
 KEY = "sk-" + "a" * 32
@@ -55,6 +56,20 @@ def test_a_name_leads_where_its_addresses_do(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     assert [on_loopback(host) for host in ("here", "both", "nowhere")] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("config", "who", "sees"),
+    [
+        ({}, ANONYMOUS, True),
+        ({"keys": {"app": KEY}}, Principal(key_id="app"), False),
+        ({"tenants": TENANT}, Principal(tenant="acme"), False),
+        ({"keys": {"app": KEY}}, Principal(key_id="ops", roles=frozenset({ADMIN})), True),
+        ({"keys": {"app": KEY}, "server": {"explain": "everybody"}}, Principal(key_id="app"), True),
+    ],
+)
+def test_who_is_told_how_targets_do(config: dict[str, Any], who: Principal, sees: bool) -> None:
+    assert sees_details(Settings(**config), who) is sees
 
 
 @pytest.mark.parametrize(

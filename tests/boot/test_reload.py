@@ -23,6 +23,7 @@ from llmg.boot import build
 from llmg.boot.checks import Checks
 from llmg.boot.current import Current
 from llmg.boot.exposure import Exposed
+from llmg.boot.live import Upstream
 from llmg.boot.reload import Reloader, Source, read
 from llmg.boot.resilience import make_prober
 from llmg.boot.scopes import Scopes
@@ -34,6 +35,7 @@ from llmg.gatewayapi.v1 import chat_pb2 as pb
 from llmg.gatewayapi.v1.chat_pb2_grpc import ChatServiceStub
 from llmg.providers.http import Transport
 from llmg.routing.catalog import Catalog, Names, Scope
+from llmg.routing.health import Health
 from llmg.routing.models import Target
 from llmg.routing.router import Router
 from llmg.services.admission import digest
@@ -276,6 +278,82 @@ async def test_what_is_unchanged_keeps_what_is_known_of_it() -> None:
     assert now.find("m").policy is not policy
     await now.put(Settings(**up(resilience={"max_in_flight": 1})), "4")
     assert target(now).health is not health
+
+
+def with_upstream(config: Mapping[str, Any]) -> tuple[Current, Upstream]:
+    """What is in force, and its only provider."""
+    needs = build.Needs(Settings(**config), Transport())
+    now = Current(needs, FakeClock())
+    (upstream,) = needs.live.upstreams()
+    return now, upstream
+
+
+def naming(*models: str, **of_all: Any) -> dict[str, Any]:
+    """Models of one provider, by its names for them."""
+    targets: Any = {name: {"targets": [{"provider": "up", "model": name, **of_all}]} for name in models}
+    return {**up(), "models": targets}
+
+
+async def test_what_no_model_names_any_more_is_forgotten_but_for_a_while() -> None:
+    """Clients may name it all the same, as PROVIDER/MODEL, and requests that are under way count there."""
+    now, upstream = with_upstream(naming("x", "y"))
+    known = {name: target(now, name).health for name in ("x", "y")}
+    await now.put(Settings(**naming("x")), "2")
+    assert [model for model, _ in upstream.states] == ["x"]
+    assert target(now, "up/y").health is known["y"]
+    await now.put(Settings(**naming("x", "y")), "3")
+    assert target(now, "y").health is known["y"]
+    await now.put(Settings(**naming("x")), "4")
+    for number in range(300):
+        target(now, f"up/{number}")
+    await now.put(Settings(**naming("x", "y")), "5")
+    assert target(now, "y").health is not known["y"]
+    assert target(now, "x").health is known["x"]
+
+
+async def test_what_is_known_apart_for_a_target_goes_with_that() -> None:
+    now, upstream = with_upstream(naming("x", resilience={"max_in_flight": 1}))
+    first = target(now, "x").health
+    for places in range(2, 300):
+        await now.put(Settings(**naming("x", resilience={"max_in_flight": places})), str(places))
+        target(now, "x")
+        assert [resilience.max_in_flight for _, resilience in upstream.states] == [places]
+    await now.put(Settings(**naming("x", resilience={"max_in_flight": 1})), "300")
+    assert target(now, "x").health is not first
+
+
+async def test_what_was_not_asked_for_yet_under_its_new_definition_keeps_what_is_known_of_it() -> None:
+    """Models of tenants are made when they are asked for."""
+
+    def config(policy: str) -> dict[str, Any]:
+        mine = {"policy": policy, "targets": [{"provider": "up", "model": "y"}]}
+        endpoint = {"keys": [{"id": "k", "key": KEY}], "models": {"mine": mine}}
+        return {**up(), "tenants": {"a": {"teams": {"t": {"groups": {"g": {"endpoints": {"e": endpoint}}}}}}}}
+
+    def health(now: Current) -> Health:
+        scope = now.catalog.find(digest(KEY), 0.0).scope
+        assert scope is not None
+        known: Health = scope.find("mine").targets[0].health
+        return known
+
+    now = in_force(config("weighted"))
+    before = health(now)
+    for policy in ("random", "round_robin", "p2c"):
+        await now.put(Settings(**config(policy)), policy)
+    for number in range(300):
+        target(now, f"up/{number}")
+    assert health(now) is before
+
+
+async def test_a_request_from_before_brings_back_nothing_that_is_kept() -> None:
+    endpoint = {"keys": [{"id": "k", "key": KEY}], "models": {"mine": naming("y")["models"]["y"]}}
+    tenants = {"a": {"teams": {"t": {"groups": {"g": {"endpoints": {"e": endpoint}}}}}}}
+    now, upstream = with_upstream({**up(), "tenants": tenants})
+    scope = now.catalog.find(digest(KEY), 0.0).scope
+    assert scope is not None
+    await now.put(Settings(**{**up(), "keys": {"app": KEY}}), "2")
+    assert scope.find("mine").targets[0].model == "y"
+    assert [model for model, _ in upstream.states] == ["x"]
 
 
 async def test_no_connection_is_kept_to_a_backend_that_is_elsewhere_now() -> None:

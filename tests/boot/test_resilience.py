@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from random import Random as Dice
 from typing import Any
 
 import pytest
+import structlog
+import structlog.testing
 from pydantic import ValidationError
 
 from llmg.boot import build, checks, resilience
@@ -37,6 +40,7 @@ from llmg.services.admission import digest
 from llmg.testing.clocks import FakeClock
 from support.gateway import in_process
 from support.http import PATIENCE, Response
+from support.scopes import root_models
 from support.upstream import KEY, Act, Call, Upstream, answering, good, stall, stall_after_head, upstream
 
 UP = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1"}
@@ -50,12 +54,16 @@ def _target(**fields: Any) -> dict[str, Any]:
 
 def _models(models: dict[str, Any], **provider: Any) -> LevelScope:
     config: dict[str, Any] = {"providers": {"up": {**UP, **provider}}, "models": models}
-    return build.make_models(build.Needs(Settings(**config), Transport()), 1_760_000_000)
+    return root_models(config)
 
 
 def _only(models: LevelScope, name: str) -> Target:
     (target,) = models.find(name).targets
     return target
+
+
+def _state(config: Resilience) -> resilience.State:
+    return resilience.make_state(config, "up", "theirs")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +79,7 @@ def _only(models: LevelScope, name: str) -> Target:
     ],
 )
 def test_what_opens_a_circuit(breaker: dict[str, Any], outcomes: str, state: State) -> None:
-    health = resilience.make_state(Resilience(breaker=Breaker(**breaker))).health
+    health = _state(Resilience(breaker=Breaker(**breaker))).health
     for second, outcome in enumerate(outcomes):
         health.ended(health.begin(), NOW + second, None if outcome == "+" else FAULT)
     assert health.breaker.state is state
@@ -79,7 +87,7 @@ def test_what_opens_a_circuit(breaker: dict[str, Any], outcomes: str, state: Sta
 
 def test_for_how_long_and_how_many_try_then() -> None:
     config = Resilience(breaker=Breaker(consecutive=1, open_for=7.0, probes=2))
-    health = resilience.make_state(config).health
+    health = _state(config).health
     health.ended(health.begin(), NOW, FAULT)
     assert (health.fit(NOW + 6.9), health.fit(NOW + 7)) == (False, True)
     fit = []
@@ -90,9 +98,76 @@ def test_for_how_long_and_how_many_try_then() -> None:
 
 
 def test_the_longest_cooldown() -> None:
-    health = resilience.make_state(Resilience(max_cooldown=3.0)).health
+    health = _state(Resilience(max_cooldown=3.0)).health
     health.ended(health.begin(), NOW, Failure(Kind.UPSTREAM_RATE_LIMITED, "words", retry_after=60.0))
     assert (health.fit(NOW + 2.9), health.fit(NOW + 3)) == (False, True)
+
+
+OPENED = "the target fails, and is left alone: its circuit is open"
+TRIED = "the target may be tried out: its circuit is half-open"
+CLOSED = "the target answers again: its circuit is closed"
+COOLS = "the target asked to be left alone"
+SECRET = Failure(Kind.UPSTREAM_ERROR, "words", detail="sk-secret")
+
+
+def _logged(level: int = logging.INFO) -> list[dict[str, Any]]:
+    """What is said of a target that fails again and again, comes back, and then wants to be left alone."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+    try:
+        with structlog.testing.capture_logs() as entries:
+            _an_outage(_state(Resilience(breaker=Breaker(consecutive=2, open_for=5.0))).health)
+    finally:
+        structlog.reset_defaults()
+    return [{**entry} for entry in entries]
+
+
+def _an_outage(health: Health) -> None:
+    for second in range(9):  # asked all the same, as there is no other
+        health.ended(health.begin(), NOW + second, SECRET)
+    health.ended(health.begin(), NOW + 10, None)
+    for _ in range(3):
+        ticket = health.begin()
+        health.ended(ticket, NOW + 20, Failure(Kind.UPSTREAM_RATE_LIMITED, "slow down", retry_after=7.0))
+
+
+def test_each_change_of_a_target_is_logged_once() -> None:
+    of = {"provider": "up", "model": "theirs"}
+    failed = {"kind": "upstream_error", "reason": "words"}
+    cooled = {"kind": "upstream_rate_limited", "reason": "slow down"}
+    assert _logged() == [
+        {"event": OPENED, "log_level": "warning", "again_in": 5.0, **of, **failed},
+        {"event": TRIED, "log_level": "info", **of},
+        {"event": CLOSED, "log_level": "info", **of},
+        {"event": COOLS, "log_level": "info", "again_in": 7.0, **of, **cooled},
+    ]
+
+
+def test_what_repeats_itself_is_for_those_who_look_closely() -> None:
+    words = [entry["event"] for entry in _logged(logging.DEBUG)]
+    assert words == [*([OPENED, TRIED] * 8), CLOSED, COOLS]
+
+
+async def test_that_an_upstream_fails_its_checks_is_logged_once() -> None:
+    left, enough = iter([False] * 3 + [True] * 3), asyncio.Event()
+
+    async def probe() -> None:
+        well = next(left, None)
+        if well is None:
+            enough.set()
+        elif not well:
+            raise Failure(Kind.UPSTREAM_UNAVAILABLE, "words")
+
+    prober = resilience.make_prober(Dice(3))
+    prober.watch([Check(name="up", of=1, probe=probe, limits=Limits(interval=0.001), healths=(Health(),))])
+    with structlog.testing.capture_logs() as entries:
+        prober.start()
+        async with asyncio.timeout(PATIENCE):
+            await enough.wait()
+        await prober.aclose()
+    assert [(entry["event"], entry["log_level"], entry["provider"]) for entry in entries] == [
+        ("the upstream fails its health checks", "warning", "up"),
+        ("the upstream passes its health checks again", "info", "up"),
+    ]
 
 
 def _hedge(**fields: Any) -> Hedge:
@@ -110,9 +185,15 @@ def test_hedges() -> None:
     assert own.after("any") is None
 
 
-@pytest.mark.parametrize("after", ["p99", "0s", 0, -1, True, "soon", None, []])
+@pytest.mark.parametrize("after", ["p99", -1, True, "soon", None, []])
 def test_what_is_no_time_to_hedge_after(after: object) -> None:
     with pytest.raises(ValidationError, match="expected p95, or a duration such as 500ms"):
+        _hedge(after=after)
+
+
+@pytest.mark.parametrize("after", ["0s", 0, 300, "61s"])
+def test_what_is_too_soon_or_too_late_to_hedge_after(after: object) -> None:
+    with pytest.raises(ValidationError, match="expected more than 0, up to 1m"):
         _hedge(after=after)
 
 
@@ -402,3 +483,6 @@ async def test_checks_that_do_not_change_are_not_made_again(monkeypatch: pytest.
     await now.put(config(5, "m", "n"), "3")
     await asyncio.sleep(0)
     assert made == ["up", "up"]
+    await now.put(config(6, "m", "o"), "4")  # as many as before, but others
+    await asyncio.sleep(0)
+    assert made == ["up", "up", "up"]

@@ -11,6 +11,7 @@ import pytest
 
 from boot.conftest import ROOT, Serve
 from boot.test_cli import BOTH, WAYS, llmg, where, write
+from llmg.services.admission import digest
 from support.gateway import ECHO
 
 TIERED: dict[str, Any] = {
@@ -28,7 +29,17 @@ TIERED: dict[str, Any] = {
         "spare": {"targets": [{"provider": "echo", "model": "d"}]},
     },
 }
-KEY = "key-" + "a" * 20
+KEY, OPS, OTHER = ("key-" + letter * 20 for letter in "abc")
+CLOSED: dict[str, Any] = {**TIERED, "keys": {"app": KEY}, "admin": {"keys": {"ops": OPS}}}
+TENANTS: dict[str, Any] = {
+    "acme": {
+        "models": {"fast": "smart", "own": "echo/x"},
+        "allow": ["spare"],
+        "limits": {"tokens_per_minute": 300},
+        "teams": {"search": {"groups": {"prod": {"endpoints": {"web": {"keys": [{"id": "k", "key": OTHER}]}}}}}},
+    }
+}
+PLAIN = json.loads(json.dumps(TENANTS).replace(f'"key": "{OTHER}"', f'"sha256": "{digest(OTHER).hex()}"'))
 
 
 def test_by_a_configuration_alone(tmp_path: Path) -> None:
@@ -67,6 +78,56 @@ def test_a_model_that_does_not_exist(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "the model 'nope' does not exist\n")
 
 
+def targets(*words: str, config: dict[str, Any], directory: Path) -> list[str]:
+    """Those that would be asked, by this configuration."""
+    done = llmg("routes", "explain", "--json", *words, "-c", write(directory, config), directory=directory)
+    assert (done.returncode, done.stderr) == (0, "")
+    stages = json.loads(done.stdout)["stages"]
+    return [one["model"] for stage in stages for one in stage["targets"] if "place" in one]
+
+
+def refusal(*words: str, config: dict[str, Any], directory: Path) -> tuple[int, str]:
+    """Why it can't be told, by this configuration."""
+    done = llmg("routes", "explain", *words, "-c", write(directory, config), directory=directory)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def elsewhere(directory: Path) -> dict[str, Any]:
+    """The same tenants, but in a file of their own."""
+    (directory / "catalog.yaml").write_text(json.dumps({"tenants": PLAIN}))
+    return {**CLOSED, "catalog": {"file": str(directory / "catalog.yaml")}}
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_whose_key_it_is_says_which_models_there_are(tmp_path: Path, where: str) -> None:
+    config = {**CLOSED, "tenants": TENANTS} if where == "here" else elsewhere(tmp_path)
+
+    def told(model: str, *words: str) -> list[str]:
+        return targets(model, *words, config=config, directory=tmp_path)
+
+    assert told("own", "--api-key", OTHER) == ["x"]
+    assert told("spare", "--api-key", OTHER) == ["d"]
+    assert told("smart") == ["b", "a", "c", "d"]
+    assert told("smart", "--api-key", KEY) == ["b", "a", "c", "d"]
+    missing = (1, "the model 'smart' does not exist\n")
+    assert refusal("smart", "--api-key", OTHER, config=config, directory=tmp_path) == missing
+    code, words = refusal("own", "word " * 300, "--api-key", OTHER, config=config, directory=tmp_path)
+    assert code == 1
+    assert "more than the limit of 300 tokens a minute of tenants/acme" in words
+
+
+def test_a_key_that_the_configuration_does_not_know(tmp_path: Path) -> None:
+    told = refusal("smart", "--api-key", OTHER, config=CLOSED, directory=tmp_path)
+    assert told == (1, "--api-key (or LLMG_API_KEY): the API key is not valid\n")
+
+
+@pytest.mark.parametrize("words", [("--url", "http://127.0.0.1:1"), ("--grpc",), ("--ca", "ca.pem")])
+def test_a_configuration_or_a_gateway(tmp_path: Path, words: tuple[str, ...]) -> None:
+    told = refusal("smart", *words, config=TIERED, directory=tmp_path)
+    assert told == (2, "--config asks no gateway: it excludes --url, --grpc and --ca\n")
+
+
 async def explain(*words: str) -> tuple[int, str, str]:
     """On a thread: what it talks to may be on this one."""
     done = await asyncio.to_thread(llmg, "routes", "explain", *words, directory=ROOT)
@@ -75,13 +136,18 @@ async def explain(*words: str) -> tuple[int, str, str]:
 
 @BOTH
 async def test_by_a_gateway(serve: Serve, way: str) -> None:
-    gateway = await serve({**TIERED, "keys": {"app": KEY}})
+    gateway = await serve(CLOSED)
     there = (*WAYS[way], "--url", where(gateway, way))
-    code, out, err = await explain("smart", "--json", "--api-key", KEY, *there)
+    code, out, err = await explain("smart", "--json", "--api-key", OPS, *there)
     assert (code, err) == (0, "")
     targets = [one for stage in json.loads(out)["stages"] for one in stage["targets"]]
     assert [(one["model"], one.get("place")) for one in targets] == [("b", 1), ("a", 2), ("c", 3), ("d", 4)]
     assert targets[0]["price"] == {"input": 1.0, "output": 1.0}
+    code, out, err = await explain("smart", "--json", "--api-key", KEY, *there)
+    assert (code, err) == (0, "")
+    outline = [one for stage in json.loads(out)["stages"] for one in stage["targets"]]
+    assert [(one["model"], one["reason"]) for one in outline] == [(name, "in the policy's order") for name in "bacd"]
+    assert not any(secret in one for one in outline for secret in ("price", "region", "labels", "score"))
     code, out, err = await explain("nope", "--api-key", KEY, *there)
     assert (code, out, err) == (1, "", "the model 'nope' does not exist\n")
     code, out, err = await explain("smart", "--api-key", "other", *there)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llmg.boot.resilience import CHANGES
 from llmg.boot.settings import Settings
 from llmg.boot.settings.hedging import Hedge
 from llmg.boot.settings.providers import HealthCheck
@@ -38,6 +39,10 @@ def test_the_examples_are_right(example: str) -> None:
 @pytest.mark.parametrize("option", [*HealthCheck.model_fields, *Hedge.model_fields])
 def test_options_are_named(option: str) -> None:
     assert re.search(rf"`{option}[`:]|\b{option}: ", TEXT)
+
+
+def test_what_is_logged_of_targets_is_told() -> None:
+    assert [words for words in CHANGES.values() if f"| `{words}` |" not in TEXT] == []
 
 
 def test_how_many_checks_count() -> None:

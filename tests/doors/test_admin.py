@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import structlog.testing
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
+from starlette.types import ASGIApp
 from strawberry.schema.config import StrawberryConfig
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
 
 from llmg.boot.container import Draining
 from llmg.boot.serve import listen
@@ -23,16 +28,19 @@ from llmg.core.errors import Failure, Kind, invalid
 from llmg.doors.gateway.app import make_gateway
 from llmg.doors.gateway.inprocess import InProcess
 from llmg.doors.graphql.admin import AdminMutation, AdminQuery
+from llmg.doors.graphql.app import make_graphql
 from llmg.doors.graphql.asking import Asking
 from llmg.doors.graphql.asking import Gateway as GraphQLGateway
 from llmg.doors.graphql.scalars import SCALARS
 from llmg.doors.graphql.schema import Schema
 from llmg.doors.grpc.admin import Administration
+from llmg.doors.grpc.reading import Reading
 from llmg.doors.grpc.served import handlers
 from llmg.doors.grpc.services import Inference, decoder
 from llmg.doors.http.server import HttpServer
 from llmg.gatewayapi.v1 import admin_pb2 as pb
 from llmg.gatewayapi.v1.admin_pb2_grpc import AdminServiceStub, add_AdminServiceServicer_to_server
+from llmg.ports import AuditEntry
 from llmg.services.admin import Admin, Following
 from llmg.services.admission import Admission
 from llmg.stores.catalog_file import FileCatalog
@@ -42,7 +50,7 @@ from llmg.testing.scripted import Scripted
 from llmg.wire.transcoding.bindings import bindings
 from support.doors import refusal, some_models
 from support.gateway import Gateway
-from support.http import Response
+from support.http import PATIENCE, Response
 
 DESCRIPTOR = pb.DESCRIPTOR.services_by_name["AdminService"]
 WEB = "tenants/acme/teams/search/groups/prod/endpoints/web"
@@ -72,13 +80,17 @@ class World:
         self.clock = FakeClock()
         following = Following(self.store, self._apply)
         self.admin = Admin(
-            self.store, validate=self._validate, refresh=following.refresh, clock=self.clock, ids=CountingIds()
+            self.store, validate=self._validate, following=following, clock=self.clock, ids=CountingIds()
         )
         self.admission = Admission(Known(), self.clock, CountingIds(), SILENT)
 
     def inference(self, door: str) -> Inference:
         """Of a door."""
         return Inference(Scripted([]), self.admission, door)
+
+    async def kept(self) -> Sequence[AuditEntry]:
+        """The log, as the store has it."""
+        return (await self.store.entries(1000, ""))[0]
 
     async def _apply(self, tenants: dict[str, Any], version: int) -> None:
         self.applied.append(version)
@@ -105,11 +117,16 @@ class Client:
     """A stub whose calls show a key."""
 
     def __init__(self, channel: grpc.aio.Channel, key: str) -> None:
+        self._channel: Any = channel
         self._stub: Any = AdminServiceStub(channel)
         self._metadata = (("authorization", f"Bearer {key}"),)
 
     async def __call__(self, method: str, request: Any) -> Any:
         return await getattr(self._stub, method)(request, metadata=self._metadata)
+
+    async def raw(self, method: str, message: bytes) -> Any:
+        """A call with any bytes."""
+        return await self._channel.unary_unary(f"/{DESCRIPTOR.full_name}/{method}")(message, metadata=self._metadata)
 
     async def make_web(self) -> None:
         """An endpoint, with all above it."""
@@ -121,7 +138,9 @@ class Client:
 async def by_grpc(world: World, key: str = OPS) -> AsyncIterator[Client]:
     """A real server, and a client."""
     server = grpc.aio.server()
-    add_AdminServiceServicer_to_server(Administration(world.inference("grpc"), world.admin), server, decoder)
+    inference = world.inference("grpc")
+    reading: Any = Reading(server, inference, PATIENCE)
+    add_AdminServiceServicer_to_server(Administration(inference, world.admin), reading, decoder)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -280,24 +299,83 @@ async def test_a_mistake_in_a_setting_is_told_in_the_message_s_terms(
     assert refusal(failed.value).field == field
 
 
-@pytest.mark.parametrize(("key", "kind"), [(NOBODY, Kind.PERMISSION_DENIED), ("x", Kind.UNAUTHENTICATED)])
-async def test_who_may_not_by_grpc(world: World, key: str, kind: Kind) -> None:
+def lines(logs: Sequence[Any]) -> list[tuple[str, str, str, str, str, str]]:
+    """The audit log: method, of what, what became of it, who, by which door, which request."""
+    names = ("method", "resource", "outcome", "actor", "door", "request_id")
+    found = [entry for entry in logs if entry["event"] == "audit"]
+    return [tuple(entry[name] for name in names) for entry in found]
+
+
+def request_of(method: str) -> tuple[Any, str]:
+    """One of a method, and of what it is."""
+    request = getattr(pb, f"{method}Request")()
+    target = f"{WEB}/keys/k" if method in ("RotateKey", "RevokeKey", "DeleteKey") else WEB
+    if "level" in request.DESCRIPTOR.fields_by_name:
+        request.level.name = target
+        return request, target
+    for name in ("name", "parent"):
+        if name in request.DESCRIPTOR.fields_by_name:
+            setattr(request, name, target)
+            return request, target
+    return request, ""
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "actor"),
+    [(NOBODY, Kind.PERMISSION_DENIED, "keys/nobody"), ("no-such-key", Kind.UNAUTHENTICATED, "anonymous")],
+)
+async def test_who_may_not_by_grpc(world: World, key: str, kind: Kind, actor: str) -> None:
     async with by_grpc(world, key) as call:
         for method in DESCRIPTOR.methods:
-            request = getattr(pb, f"{method.name}Request")()
-            for name in ("name", "parent"):
-                if name in request.DESCRIPTOR.fields_by_name and method.name != "ListLevels":
-                    setattr(
-                        request,
-                        name,
-                        f"{WEB}/keys/k" if method.name in ("RotateKey", "RevokeKey", "DeleteKey") else WEB,
-                    )
-            if "level" in request.DESCRIPTOR.fields_by_name:
-                request.level.name = WEB
-            with pytest.raises(grpc.aio.AioRpcError) as failed:
+            request, target = request_of(method.name)
+            with structlog.testing.capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as failed:
                 await call(method.name, request)
             assert refusal(failed.value).kind is kind
+            id = dict(failed.value.trailing_metadata() or ())["x-request-id"]
+            known = target if key == NOBODY else ""  # of who has no key, no message is read
+            assert lines(logs) == [(method.name, known, kind.value, actor, "grpc", id)]
+            assert key not in str(logs)
     assert (await world.store.load()).version == 0
+    kept = [(entry.method, entry.outcome, entry.actor, entry.door) for entry in await world.kept()]
+    assert kept == [(method.name, kind.value, actor, "grpc") for method in reversed(DESCRIPTOR.methods)]
+
+
+async def test_each_call_by_grpc_is_logged_once(world: World) -> None:
+    async with by_grpc(world) as call:
+        await call.make_web()
+        await call("IssueKey", pb.IssueKeyRequest(parent=WEB, key_id="k"))
+        for method in DESCRIPTOR.methods:
+            with structlog.testing.capture_logs() as logs:
+                try:
+                    await call(method.name, request_of(method.name)[0])
+                    outcome = "ok"
+                except grpc.aio.AioRpcError as error:
+                    outcome = refusal(error).kind.value
+            [line] = lines(logs)
+            assert (line[0], line[2:5]) == (method.name, (outcome, "ops", "grpc"))
+
+
+async def test_what_cannot_be_read_by_grpc_is_logged(world: World) -> None:
+    async with by_grpc(world) as call:
+        with structlog.testing.capture_logs() as logs:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call.raw("UpdateLevel", b"\xff")
+            update = pb.UpdateLevelRequest(level=pb.Level(name=WEB), update_mask=FieldMask(paths=["keys"]))
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call("UpdateLevel", update)
+    assert [line[:5] for line in lines(logs)] == [
+        ("UpdateLevel", "", "invalid_request", "ops", "grpc"),
+        ("UpdateLevel", WEB, "invalid_request", "ops", "grpc"),
+    ]
+
+
+async def test_an_entry_by_grpc_says_by_which_door_and_what_is_different(world: World) -> None:
+    level = pb.Level(name="tenants/acme", limits=pb.LevelLimits(requests_per_minute=60))
+    level.upstreams["up"].api_key = "sk-secret"
+    async with by_grpc(world) as call:
+        await call("CreateLevel", pb.CreateLevelRequest(level=level))
+        [entry] = (await call("ListAuditEntries", pb.ListAuditEntriesRequest())).entries
+    assert (entry.door, list(entry.changed)) == ("grpc", ["upstreams.up.api_key", "limits.requests_per_minute"])
 
 
 # --- the gateway -----------------------------------------------------------------------------------------------------
@@ -312,18 +390,20 @@ class Rest(Gateway):
         assert response.status == 200, response.body
         return json.loads(response.body)
 
-    async def send(self, method: str, path: str, body: Any = None) -> Response:
-        """The answer."""
-        headers = {"authorization": f"Bearer {OPS}", "content-type": "application/json"}
-        return await self.ask(method, path, b"" if body is None else json.dumps(body).encode(), headers)
+    async def send(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, key: str = OPS
+    ) -> Response:
+        """The answer. A body that is bytes is sent as it is."""
+        shown = {"authorization": f"Bearer {key}", "content-type": "application/json", "x-request-id": "mine"}
+        data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        return await self.ask(method, path, data, {**shown, **(headers or {})})
 
 
 @asynccontextmanager
-async def by_rest(world: World) -> AsyncIterator[Rest]:
-    """The gateway before the service alone."""
-    upstream = InProcess(handlers(world.inference("gateway"), some_models(()), world.admin), world.admission)
+async def serving(app: ASGIApp) -> AsyncIterator[Rest]:
+    """A real server, and a client."""
     server = HttpServer(
-        make_gateway(upstream=upstream, bindings=bindings([DESCRIPTOR])),
+        app,
         max_headers=1 << 16,
         header_timeout=10.0,
         body_timeout=10.0,
@@ -338,6 +418,12 @@ async def by_rest(world: World) -> AsyncIterator[Rest]:
         yield Rest(listener.getsockname())
     finally:
         await server.drain(0)
+
+
+def by_rest(world: World) -> AbstractAsyncContextManager[Rest]:
+    """The gateway before the service alone."""
+    upstream = InProcess(handlers(world.inference("gateway"), some_models(()), world.admin), world.admission)
+    return serving(make_gateway(upstream=upstream, bindings=bindings([DESCRIPTOR]), max_body=4096))
 
 
 async def test_the_admin_api_as_rest(world: World) -> None:
@@ -376,6 +462,46 @@ async def test_the_admin_api_as_rest(world: World) -> None:
             ("DeleteLevel", "ok"),
             ("DeleteLevel", "conflict"),
         ]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "given", "rpc", "target", "outcome", "actor"),
+    [
+        ("GET", WEB, {"key": "none"}, "GetLevel", WEB, "unauthenticated", "anonymous"),
+        ("PATCH", WEB, {"key": "none", "body": {}}, "UpdateLevel", WEB, "unauthenticated", "anonymous"),
+        ("GET", "tenants", {"key": NOBODY}, "ListLevels", "", "permission_denied", "keys/nobody"),
+        ("POST", f"{WEB}:issueKey", {"key": NOBODY, "body": {}}, "IssueKey", WEB, "permission_denied", "keys/nobody"),
+        ("PATCH", WEB, {"body": b"{"}, "UpdateLevel", WEB, "invalid_request", "ops"),
+        ("PATCH", WEB, {"body": {"limit": 1}}, "UpdateLevel", WEB, "invalid_request", "ops"),
+        ("PATCH", WEB, {"key": NOBODY, "body": b"{"}, "UpdateLevel", WEB, "invalid_request", "keys/nobody"),
+        ("DELETE", f"{WEB}?forced=true", {}, "DeleteLevel", WEB, "invalid_request", "ops"),
+        ("GET", "tenants?pageSize=x", {}, "ListLevels", "", "invalid_request", "ops"),
+        (
+            *("PATCH", WEB, {"body": {}, "headers": {"content-type": "text/plain"}}),
+            *("UpdateLevel", WEB, "unsupported_media_type", "ops"),
+        ),
+        ("PATCH", WEB, {"body": b" " * 5000}, "UpdateLevel", WEB, "request_too_large", "ops"),
+        (
+            *("GET", WEB, {"headers": {"grpc-metadata-grpc-x": "1"}}),
+            *("GetLevel", WEB, "invalid_request", "ops"),
+        ),
+        ("GET", WEB, {"headers": {"x-llmg-timeout": "no"}}, "GetLevel", WEB, "invalid_request", "ops"),
+        ("GET", WEB, {}, "GetLevel", WEB, "not_found", "ops"),
+        ("POST", "tenants/acme", {"body": {}}, "CreateLevel", "tenants/acme", "ok", "ops"),
+    ],
+)
+async def test_each_call_by_rest_is_logged_once(
+    world: World, method: str, path: str, given: dict[str, Any], rpc: str, target: str, outcome: str, actor: str
+) -> None:
+    async with by_rest(world) as rest:
+        with structlog.testing.capture_logs() as logs:
+            response = await rest.send(method, f"/api/v1/{path}", **given)
+    if outcome != "ok":
+        assert json.loads(response.body)["errors"][0]["code"] == outcome
+    assert lines(logs) == [(rpc, target, outcome, actor, "gateway", "mine")]
+    kept = [(entry.method, entry.outcome, entry.actor, entry.door) for entry in await world.kept()]
+    is_kept = actor != "ops" or method != "GET"
+    assert kept == ([(rpc, outcome, actor, "gateway")] if is_kept else [])
 
 
 # --- GraphQL ---------------------------------------------------------------------------------------------------------
@@ -475,6 +601,114 @@ async def test_what_graphql_refuses_names_the_argument(world: World, query: str,
     result = await by_graphql(world, query.replace("WEB", WEB))
     [error] = result.errors
     assert (error.extensions["code"], error.extensions["param"]) == (code, param)
+
+
+def graphql(world: World) -> AbstractAsyncContextManager[Rest]:
+    """The whole door."""
+    return serving(
+        make_graphql(
+            pipeline=Scripted([]), models=some_models(()), admission=world.admission, admin=world.admin, max_body=5000
+        )
+    )
+
+
+REVOKE = 'mutation { revokeKey(name: "WEB/keys/k") { name } }'
+
+
+@pytest.mark.parametrize(
+    ("query", "given", "logged"),
+    [
+        ('{ level(name: "WEB") { name } }', {"key": "none"}, [("GetLevel", "", "unauthenticated", "anonymous")]),
+        (REVOKE, {"key": "none"}, [("RevokeKey", "", "unauthenticated", "anonymous")]),
+        ("{ models { id } }", {"key": "none"}, []),
+        (REVOKE, {"key": NOBODY}, [("RevokeKey", f"{WEB}/keys/k", "permission_denied", "keys/nobody")]),
+        (REVOKE, {}, [("RevokeKey", f"{WEB}/keys/k", "not_found", "ops")]),
+        (REVOKE.replace("name }", "nome }"), {}, [("RevokeKey", "", "invalid_request", "ops")]),
+        (REVOKE.replace('"WEB/keys/k"', "1"), {}, [("RevokeKey", "", "invalid_request", "ops")]),
+        (REVOKE.replace("}", ""), {}, [("RevokeKey", "", "invalid_request", "ops")]),
+        (REVOKE + " " * 5000, {}, []),  # is not read to its end
+        (
+            'mutation ($level: LevelInput!) { createLevel(name: "tenants/a", settings: $level) { name } }',
+            {"variables": {"level": {"limits": {"maxConcurrent": "many"}}}},
+            [("CreateLevel", "", "invalid_request", "ops")],
+        ),
+        (
+            'query ($name: String = "a") { a: level(name: $name) { name } levels { next } }',
+            {"variables": {"name": None}},
+            [("ListLevels", "", "ok", "ops"), ("GetLevel", "", "invalid_request", "ops")],
+        ),
+        (
+            'mutation { a: createLevel(name: "tenants/a", settings: {models: 1}) { name } }',
+            {},
+            [("CreateLevel", "tenants/a", "invalid_request", "ops")],
+        ),
+        (
+            'mutation { a: createLevel(name: "tenants/a", settings: {}) { name } '
+            'b: createLevel(name: "tenants/b", settings: {}) { name } }',
+            {},
+            [("CreateLevel", "tenants/a", "ok", "ops"), ("CreateLevel", "tenants/b", "ok", "ops")],
+        ),
+    ],
+)
+async def test_each_call_by_graphql_is_logged_once(
+    world: World, query: str, given: dict[str, Any], logged: list[tuple[str, ...]]
+) -> None:
+    body = {"query": query.replace("WEB", WEB), "variables": given.get("variables")}
+    async with graphql(world) as door:
+        with structlog.testing.capture_logs() as logs:
+            await door.send("POST", "/graphql", body, key=given.get("key", OPS))
+    assert lines(logs) == [(*line, "graphql", "mine") for line in logged]
+    kept = [entry for entry in logged if entry[3] != "ops" or entry[0] not in ("GetLevel", "ListLevels")]
+    assert [(entry.method, entry.outcome) for entry in await world.kept()][::-1] == [(e[0], e[2]) for e in kept]
+
+
+async def test_a_read_by_a_link_in_graphql_is_logged_though_it_is_refused(world: World) -> None:
+    async with graphql(world) as door:
+        with structlog.testing.capture_logs() as logs:
+            await door.send("GET", "/graphql?query=%7Blevels%7Bnext%7D%7D", key="none")
+            await door.send("GET", "/graphql?query=mutation%7BdeleteKey(name:%22x%22)%7D")
+    assert [line[:3] for line in lines(logs)] == [
+        ("ListLevels", "", "unauthenticated"),
+        ("DeleteKey", "", "invalid_request"),
+    ]
+
+
+@pytest.mark.parametrize(("protocol", "subscribe"), [("graphql-transport-ws", "subscribe"), ("graphql-ws", "start")])
+async def test_each_call_by_graphql_over_websocket_is_logged_once(world: World, protocol: str, subscribe: str) -> None:
+    queries = (REVOKE, REVOKE.replace("name }", "nome }"), "{ levels { next } }")
+    async with graphql(world) as door, asyncio.timeout(PATIENCE):
+        address = "ws://{}:{}/graphql".format(*door.address)
+        shown = {"authorization": f"Bearer {NOBODY}"}
+        with structlog.testing.capture_logs() as logs:
+            async with connect(address, subprotocols=[Subprotocol(protocol)], additional_headers=shown) as socket:
+                await socket.send('{"type": "connection_init"}')
+                await socket.recv()
+                for number, query in enumerate(queries):
+                    payload = {"query": query.replace("WEB", WEB)}
+                    await socket.send(json.dumps({"type": subscribe, "id": str(number), "payload": payload}))
+                    while json.loads(await socket.recv())["type"] not in ("error", "next", "data"):
+                        pass
+    assert [line[:5] for line in lines(logs)] == [
+        ("RevokeKey", f"{WEB}/keys/k", "permission_denied", "keys/nobody", "graphql"),
+        ("RevokeKey", "", "invalid_request", "keys/nobody", "graphql"),
+        ("ListLevels", "", "permission_denied", "keys/nobody", "graphql"),
+    ]
+
+
+async def test_who_is_slow_to_say_what_he_wants_without_a_key_is_not_waited_for(world: World) -> None:
+    async with graphql(world) as door:
+        head = b"POST /graphql HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
+        reader, writer = await asyncio.open_connection(*door.address)
+        writer.write(head)
+        async with asyncio.timeout(PATIENCE):
+            assert b" 401 " in await reader.readline()
+        writer.close()
+
+
+async def test_an_entry_by_graphql_says_by_which_door_and_what_is_different(world: World) -> None:
+    await by_graphql(world, 'mutation { createLevel(name: "tenants/a", settings: {allow: ["a"]}) { name } }')
+    result = await by_graphql(world, "{ auditEntries { entries { door changed } } }")
+    assert result.data == {"auditEntries": {"entries": [{"door": "graphql", "changed": ["allow"]}]}}
 
 
 async def test_who_may_not_by_graphql(world: World) -> None:

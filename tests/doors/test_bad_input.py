@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import re
@@ -74,6 +75,21 @@ async def test_a_body_that_is_none(echo: Gateway, body: bytes, param: str | None
     async with echo.connect() as connection:
         refused(await connection.ask("POST", CHAT, body, {"Content-Length": str(len(body))}), 400, says=says)
         await still_works(connection)
+
+
+@pytest.mark.parametrize("path", [CHAT, EMBEDDINGS, "/v1/routes/explain", "/graphql"])
+@pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP, identity"])
+async def test_a_body_that_is_compressed(echo: Gateway, path: str, encoding: str) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    response = await echo.ask("POST", path, gzip.compress(b"{}"), headers)
+    assert response.status == 415
+    assert "must not be compressed" in response.body.decode()
+    assert "content-encoding" in response.body.decode()
+
+
+async def test_a_body_that_is_what_it_is(echo: Gateway) -> None:
+    body = json.dumps(chat()).encode()
+    assert (await echo.ask("POST", CHAT, body, {"Content-Encoding": "Identity"})).status == 200
 
 
 async def test_a_deep_body_in_an_embeddings_request(echo: Gateway) -> None:
@@ -345,15 +361,18 @@ async def test_a_body_that_nobody_waits_for_costs_no_second_answer(narrow: Gatew
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: nine\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET http://localhost HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET ?a HTTP/1.1\r\nHost: a\r\n\r\n",
     ],
-    ids=["words", "TLS", "a byte in the path", "no length", "two lengths", "no chunk"],
+    ids=["words", "TLS", "a byte in the path", "no length", "two lengths", "no chunk", "no path", "a query alone"],
 )
-async def test_what_is_no_http(echo: Gateway, data: bytes) -> None:
+async def test_what_is_no_http(echo: Gateway, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async with echo.connect() as connection:
         await connection.send(data)
         refused(await connection.response(), 400, says="HTTP")
         assert await connection.closed() == b""
     assert (await echo.chat()).status == 200
+    assert not caplog.records
 
 
 async def test_pipelined_requests_are_answered_in_turn(echo: Gateway) -> None:

@@ -13,24 +13,30 @@ from google.protobuf import json_format
 from msgspec import UNSET
 
 from llmg.client import Client, LlmgError
-from llmg.core.context import Principal
+from llmg.core.context import ADMIN, SILENT, Principal
 from llmg.core.errors import Kind
+from llmg.core.levels import Level, Limits
 from llmg.core.prices import Price
 from llmg.doors.graphql.errors import CODES
 from llmg.gatewayapi.v1 import routing_pb2 as pb
 from llmg.gatewayapi.v1.routing_pb2_grpc import RoutingServiceStub
 from llmg.ports import Profile
+from llmg.routing.catalog import Catalog, Key
+from llmg.routing.limits.local import Local
 from llmg.routing.models import Group, Target
 from llmg.routing.policies import Priority, Weighted
+from llmg.services.admission import Admission, Authenticator, digest
 from llmg.services.explain import Explain
 from llmg.testing.clocks import FakeClock
+from llmg.testing.ids import CountingIds
 from llmg.testing.models import Models
 from llmg.testing.scripted import Gate, Script, Scripted, saying
 from support.doors import grpc_door, refusal, rest_door
 from support.http import PATIENCE
 from support.sockets import client, websocket_door
 
-KEY = "key-" + "a" * 20
+OPS, KEY, HELD = ("key-" + letter * 20 for letter in "abc")
+LIMITED = (Level(name="tenants/acme", limits=Limits(requests=2, tokens=1000)),)
 JSON = {"Content-Type": "application/json"}
 NOBODY = Scripted()  # is asked of nothing
 TARGETS = (
@@ -67,8 +73,23 @@ def _models(_: Principal) -> Models:
     return MODELS
 
 
-EXPLAIN = Explain(_models, FakeClock())
-TOLD = {
+def _admission() -> Admission:
+    """An administrator, a client, and one with limits."""
+    known = {
+        OPS: Principal(key_id="ops", roles=frozenset({ADMIN})),
+        KEY: Principal(key_id="app"),
+        HELD: Principal(key_id="held", levels=LIMITED),
+    }
+    catalog = Catalog(keys={digest(key): Key(principal) for key, principal in known.items()})
+    return Admission(Authenticator(lambda: catalog, FakeClock()), FakeClock(), CountingIds(), SILENT)
+
+
+def _explain() -> Explain:
+    return Explain(_models, Local(FakeClock()), FakeClock(), lambda principal: ADMIN in principal.roles)
+
+
+EXPLAIN = _explain()
+TOLD: dict[str, Any] = {
     "model": "m",
     "stages": [
         {
@@ -157,7 +178,7 @@ def _failed(kind: str, param: str | None) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _rest(explain: Explain | None, key: str | None) -> AsyncIterator[Ask]:
-    async with rest_door(NOBODY, keys={"app": KEY}, explain=explain) as door:
+    async with rest_door(NOBODY, let_in=_admission(), explain=explain) as door:
 
         async def ask(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
             body = {"model": "m", "input": ["x"], **fields} if what == "embeddings" else {**CHAT, **fields}
@@ -192,7 +213,7 @@ def _of_proto(found: dict[str, Any]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _gateway(explain: Explain | None, key: str | None) -> AsyncIterator[Ask]:
-    async with rest_door(NOBODY, keys={"app": KEY}, explain=explain) as door:
+    async with rest_door(NOBODY, let_in=_admission(), explain=explain) as door:
 
         async def ask(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
             response = await door.post("/api/v1/routes:explain", _message(fields, what), _headers(key))
@@ -206,7 +227,7 @@ async def _gateway(explain: Explain | None, key: str | None) -> AsyncIterator[As
 
 @asynccontextmanager
 async def _grpc(explain: Explain | None, key: str | None) -> AsyncIterator[Ask]:
-    async with grpc_door(NOBODY, keys={"app": KEY}, explain=explain) as door:
+    async with grpc_door(NOBODY, let_in=_admission(), explain=explain) as door:
         stub: Any = RoutingServiceStub(door.channel)
 
         async def ask(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -225,7 +246,7 @@ async def _grpc(explain: Explain | None, key: str | None) -> AsyncIterator[Ask]:
 @asynccontextmanager
 async def _python(explain: Explain | None, key: str | None) -> AsyncIterator[Ask]:
     async with (
-        grpc_door(NOBODY, keys={"app": KEY}, explain=explain) as door,
+        grpc_door(NOBODY, let_in=_admission(), explain=explain) as door,
         Client(door.address, api_key=key) as speaker,
     ):
 
@@ -255,7 +276,7 @@ def _of_graphql(found: dict[str, Any]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _graphql(explain: Explain | None, key: str | None) -> AsyncIterator[Ask]:
-    async with rest_door(NOBODY, keys={"app": KEY}, explain=explain) as door:
+    async with rest_door(NOBODY, let_in=_admission(), explain=explain) as door:
 
         async def ask(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
             if what == "embeddings":
@@ -275,11 +296,12 @@ async def _graphql(explain: Explain | None, key: str | None) -> AsyncIterator[As
 
 @asynccontextmanager
 async def _websocket(explain: Explain | None, key: str | None) -> AsyncIterator[Ask]:
-    async with websocket_door(NOBODY, keys={"app": KEY}, explain=explain) as door, client(door) as it:
+    async with websocket_door(NOBODY, let_in=_admission(), explain=explain) as door, client(door) as it:
+        await it.send(type="init", **({} if key is None else {"key": key}))
+        greeting = json.loads(await it.wire.recv())
 
         async def ask(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
-            await it.send(type="init", **({} if key is None else {"key": key}))
-            frame = json.loads(await it.wire.recv())
+            frame = greeting
             if frame["type"] == "ready":
                 request = {"model": "m", "input": ["x"], **fields} if what == "embeddings" else {**CHAT, **fields}
                 operation = {"operation": what} if what == "embeddings" else {}
@@ -290,6 +312,7 @@ async def _websocket(explain: Explain | None, key: str | None) -> AsyncIterator[
                 return _failed(frame["error"]["code"], frame["error"].get("param"))
             assert frame.pop("type") == "explanation"
             assert frame.pop("request_id").startswith("req_")
+            frame.pop("rate_limits", None)
             return dict(frame)
 
         yield ask
@@ -309,9 +332,53 @@ Door = Callable[[Explain | None, str | None], Any]
 
 @through_each
 async def test_the_same_by_each_door(door: Door) -> None:
-    async with door(EXPLAIN, KEY) as ask:
+    async with door(EXPLAIN, OPS) as ask:
         assert await ask({}, "chat") == TOLD
     assert NOBODY.calls == []
+
+
+def _outline(target: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: told for name, told in target.items() if name not in ("score", "price", "region", "labels")}
+    return kept if "place" not in kept else {**kept, "reason": "in the policy's order"}
+
+
+@through_each
+async def test_who_is_no_administrator_is_told_in_outline(door: Door) -> None:
+    async with door(EXPLAIN, KEY) as ask:
+        told = await ask({}, "chat")
+    stages = [{**stage, "targets": [_outline(target) for target in stage["targets"]]} for stage in TOLD["stages"]]
+    assert told == {**TOLD, "stages": stages}
+
+
+def _up_to(tokens: int, door: Door) -> dict[str, Any]:
+    flat = door in (_rest, _python, _websocket)
+    return {"max_tokens": tokens} if flat else {"sampling": {"maxTokens": tokens}}
+
+
+@through_each
+async def test_it_is_held_to_the_limits_as_the_request_would_be(door: Door) -> None:
+    """But takes no tokens: there would not be enough for two."""
+    async with door(_explain(), HELD) as ask:
+        for _ in range(2):
+            assert (await ask(_up_to(900, door), "chat"))["model"] == "m"
+        assert (await ask({}, "chat"))["kind"] is Kind.RATE_LIMITED
+
+
+@through_each
+async def test_a_request_that_the_limits_have_never_room_for(door: Door) -> None:
+    async with door(_explain(), HELD) as ask:
+        assert (await ask(_up_to(1001, door), "chat"))["kind"] is Kind.REQUEST_TOO_LARGE
+
+
+async def test_what_is_left_of_the_limits_is_told() -> None:
+    async with rest_door(NOBODY, let_in=_admission(), explain=_explain()) as door:
+        response = await door.post("/v1/routes/explain", CHAT, _headers(HELD))
+    assert response.headers["x-ratelimit-remaining-requests"] == "1"
+    async with websocket_door(NOBODY, let_in=_admission(), explain=_explain()) as served, client(served) as it:
+        await it.send(type="init", key=HELD)
+        await it.wire.recv()
+        await it.send(type="explain", id="7", request=CHAT)
+        assert json.loads(await it.wire.recv())["rate_limits"]["requests"]["remaining"] == 1
 
 
 @pytest.mark.parametrize("door", [_rest, _gateway, _grpc, _graphql, _websocket])

@@ -44,7 +44,7 @@ from llmg.ports import Answering
 from llmg.services.admission import LONGEST
 from llmg.testing.scripted import Call, Gate, Script, Scripted, saying
 from llmg.wire.openai.errors import STATUS
-from support import exotic, gatewayapi
+from support import exotic, gatewayapi, sockets
 from support.doors import MODELS, admission
 from support.gateway import Gateway
 from support.http import PATIENCE, Response
@@ -417,6 +417,26 @@ async def test_heartbeats_before_the_first_message(where: str, kind: str) -> Non
         gate.open()
         rest = b"".join([piece async for piece in connection.chunks()])
     assert [what for what, _ in streamed(rest, kind) if what != "heartbeat"] == ["message"] * 3
+
+
+@WHERE
+async def test_the_way_is_told_after_heartbeats(where: str) -> None:
+    """As comments: the head went out when it was not known."""
+    gate = Gate()
+    provider = Routed([gate, *saying("Hello")])
+    async with our_gateway(where, provider, heartbeat=0.02) as gateway, gateway.connect() as connection:
+        await connection.write("POST", STREAM, json.dumps(CHAT).encode(), {**JSON, "Accept": SSE})
+        _, headers = await connection.head()
+        assert "x-llmg-route" not in headers
+        await connection.chunk()
+        gate.open()
+        rest = b"".join([piece async for piece in connection.chunks()])
+    way = b": x-llmg-route: p/b\n"
+    assert rest.count(way) == 1
+    if where == IN_PROCESS:
+        assert rest.index(way) < rest.index(b"data: ")
+    else:  # a server elsewhere says it with its status
+        assert rest.index(way) > rest.rindex(b"data: ")
 
 
 @WHERE
@@ -860,6 +880,16 @@ async def test_the_command_speaks_tls_with_the_server(tmp_path: Path) -> None:
             assert rpcs == 15
             async with serving(app) as gateway:
                 assert (await gateway.ask("GET", "/exotic/query?text=a")).json() == {"text": "a"}
+
+
+async def test_the_command_speaks_as_its_only_door_at_each_path() -> None:
+    async with exotic.server(exotic.Answers()) as address, Told(target=address).channel() as channel:
+        app, _ = await make_app(Told(target=address), channel, lambda: True)
+        async with sockets.serving(app, words=app.words) as gateway:
+            refused(await gateway.ask("GET", "/nowhere"), 404, "not_found")
+            refused(await gateway.ask("POST", "/healthz"), 405, "method_not_allowed")
+            refused(await gateway.ask("GET", "/readyz"), 503, "shutting_down")
+            refused(await gateway.ask("GET", "http://localhost"), 400, "invalid_request")
 
 
 @pytest.mark.parametrize(

@@ -378,6 +378,58 @@ async def test_a_bad_document_ends_its_operation_and_no_more(
         assert (await it.receive())["payload"]["data"] == {"models": [{"id": "m"}]}
 
 
+@BOTH
+@pytest.mark.parametrize(
+    ("payload", "param"),
+    [
+        ({}, "query"),
+        ({"query": None}, "query"),
+        ({"query": ""}, "query"),
+        ({"query": 7}, "query"),
+        ({"query": ["{ models { id } }"]}, "query"),
+        ({"query": "{ models { id } }", "variables": [1]}, "variables"),
+        ({"query": "{ models { id } }", "variables": "{}"}, "variables"),
+        ({"query": "{ models { id } }", "operationName": 7}, "operationName"),
+    ],
+    ids=json.dumps,
+)
+async def test_a_payload_of_the_wrong_shape_ends_its_operation_and_no_more(
+    serving: Serving, protocol: str, payload: dict[str, Any], param: str
+) -> None:
+    async with serving() as door, client(door, protocol) as it:
+        await it.send(type=it.begin, id="1", payload=payload)
+        message = await it.receive()
+        assert (message["type"], message["id"]) == ("error", "1")
+        told = message["payload"]
+        error = told[0] if isinstance(told, list) else told
+        assert (error["extensions"]["code"], error["extensions"]["param"]) == ("INVALID_REQUEST", param)
+        assert f"'{param}'" in error["message"]
+        await it.subscribe("{ models { id } }", id="2")
+        assert (await it.receive())["payload"]["data"] == {"models": [{"id": "m"}]}
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("rest", "says"),
+    [
+        ('"payload": {"query": "\\ud800"}', "can't be read"),
+        ('"payload": {"query": "{ models { id } }", "x": "\\ud800"}', "can't be read"),
+        ('"payload": {"query": "{ models { id } }", "variables": {"a": 1e400}}', "'payload.variables'"),
+        ('"payload": {"query": "{ models { id } }"}, "x": 1e400', "can't be read"),
+    ],
+)
+async def test_what_json_lets_pass_but_can_t_be_read_ends_its_operation_and_no_more(
+    serving: Serving, protocol: str, rest: str, says: str
+) -> None:
+    async with serving() as door, client(door, protocol) as it:
+        await it.wire.send(f'{{"type": "{it.begin}", "id": "1", {rest}}}')
+        message = await it.receive()
+        assert (message["type"], message["id"]) == ("error", "1")
+        assert says in json.dumps(message["payload"])
+        await it.subscribe("{ models { id } }", id="2")
+        assert (await it.receive())["payload"]["data"] == {"models": [{"id": "m"}]}
+
+
 async def test_a_reason_longer_than_a_close_has_room_for(serving: Serving) -> None:
     async with serving() as door, client(door) as it:
         await it.send(type="ö" * 300)

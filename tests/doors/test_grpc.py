@@ -776,6 +776,36 @@ async def test_what_lasts_longer_than_the_grace_is_told_why_it_ends(stream: bool
         assert provider.calls[0].exits == 1
 
 
+@pytest.mark.parametrize("patience", [0, PATIENCE], ids=["who calls no more", "who calls again at once"])
+async def test_no_call_is_lost_when_it_drains(patience: float) -> None:
+    """gRPC has calls of which nobody has told us yet; when it stops, it cancels those."""
+    told: list[Refusal] = []
+    answers = asyncio.Semaphore(0)
+
+    async def call_and_call(door: GrpcDoor) -> None:
+        while True:
+            try:
+                await door.chat.CreateChatCompletion(whole(), timeout=PATIENCE)
+                answers.release()
+            except RpcError as error:
+                if "onnect" in str(error.details()):  # to whom there is no more
+                    return
+                told.append(refusal(error))
+                if not patience:
+                    return
+
+    async with grpc_door(Echo()) as door:
+        async with asyncio.timeout(PATIENCE):
+            callers = [asyncio.create_task(call_and_call(door)) for _ in range(100)]
+            for _ in range(100):
+                await answers.acquire()
+            assert await door.server.drain(PATIENCE) == 0
+            await asyncio.gather(*callers)
+    assert len(told) == 100
+    assert {(one.code, one.kind) for one in told} == {(grpc.StatusCode.UNAVAILABLE, Kind.SHUTTING_DOWN)}
+    assert all(one.trailing["x-request-id"] for one in told)
+
+
 # -- as it is served ---------------------------------------------------------------------------------------------------
 
 

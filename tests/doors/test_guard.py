@@ -30,6 +30,7 @@ async def passes(host: str, origin: str = "", *, kind: str = "http", **options: 
     given = [(b"host", host.encode()), (b"origin", origin.encode())]
     scope = {
         "type": kind,
+        "path": "/",
         "headers": [(name, value) for name, value in given if value],
         "extensions": {"websocket.http.response": {}},
     }

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
+from unittest.mock import ANY
 
 import openai
 import pytest
@@ -54,9 +55,18 @@ async def test_the_status_goes_out_then_comments_then_the_answer() -> None:
         comments = [event for event in response.events if event == ": heartbeat"]
         assert len(comments) >= 3
         assert response.events[: len(comments)] == comments
-        said = [json.loads(event) for event in response.events[len(comments) : -1]]
+        way, *chunks = response.events[len(comments) : -1]
+        assert named(way) == {"x-llmg-route": "up/their-model", "x-llmg-policy": "weighted", "server-timing": ANY}
+        said = [json.loads(event) for event in chunks]
         assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in said) == "Hello there"
         assert response.events[-1] == "[DONE]"
+
+
+def named(comment: str) -> dict[str, str]:
+    """The headers that a comment tells."""
+    lines = [line.removeprefix(": ").partition(": ") for line in comment.splitlines()]
+    assert all(line.startswith(": ") for line in comment.splitlines()), comment
+    return {name: value for name, _, value in lines}
 
 
 def _request() -> bytes:
@@ -82,6 +92,8 @@ async def test_a_later_failure_comes_in_the_stream(act: Act, code: str) -> None:
         held.go.set()
         *beats, last = [piece async for piece in connection.chunks()]
         assert set(beats) <= {BEAT}
+        way, _, last = last.partition(b"\n\n")
+        assert named(way.decode())["x-llmg-route"] == "up/their-model"  # where it was tried last
         assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == code
 
 
@@ -109,6 +121,14 @@ async def test_the_next_target_may_still_answer() -> None:
             body = b"".join([piece async for piece in connection.chunks()])
             assert body.endswith(b"data: [DONE]\n\n")
             assert b" there" in body
+
+
+async def test_what_a_head_has_told_is_not_told_again() -> None:
+    """Neither is what nobody knows: this head waited for the answer."""
+    async with upstream(acts.good) as up, in_process(to_upstream(up.base_url)) as gateway:
+        response = await gateway.chat(stream=True)
+        assert response.headers["x-llmg-route"] == "up/their-model"
+        assert not [event for event in response.events if event.startswith(":")]
 
 
 async def test_a_pause_in_the_midst_of_an_answer_is_filled() -> None:

@@ -569,6 +569,33 @@ async def test_what_closes_the_socket(sent: Any, code: Close) -> None:
         assert await it.closed() == code
 
 
+@pytest.mark.parametrize(
+    ("sent", "id", "param"),
+    [
+        ('{"type": "start", "id": "2", "request": {"model": "\\ud800"}}', "2", None),
+        ('{"type": "start", "id": "2", "timeout": 1e400, "request": {}}', "2", "timeout"),
+        ('{"type": "start", "id": "\\ud800", "request": {}}', None, None),
+        ('{"type": "start", "id": "1", "request": "\\udc00"}', None, None),
+        ('"\\ud800"', None, None),
+    ],
+    ids=["half of a pair", "beyond all floats", "half of a pair in the id", "an id that is in use", "no object"],
+)
+async def test_what_json_lets_pass_but_can_t_be_read_ends_no_other_request(
+    sent: str, id: str | None, param: str | None
+) -> None:
+    gate = Gate()
+    provider = Scripted([*saying("Hi")[:2], gate, *saying("Hi")[2:]])
+    async with websocket_door(provider) as door, client(door) as it:
+        await it.start()
+        await reached(gate)
+        await it.wire.send(sent)
+        while not isinstance(problem := await it.receive(), wire.Error):
+            pass
+        assert (problem.id or None, problem.error.code, problem.error.param or None) == (id, "invalid_request", param)
+        gate.open()
+        assert isinstance((await it.answer()).end, wire.Done)
+
+
 async def test_the_door_has_a_limit_of_its_own() -> None:
     async with websocket_door(Scripted(), max_message=20) as door, client(door) as it:
         await it.alive()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -19,6 +19,7 @@ from llmg.ports import Provider
 from llmg.providers.echo import Echo
 from llmg.routing import models as routing
 from llmg.routing.catalog import EVERYBODY
+from llmg.routing.limits.local import Local
 from llmg.routing.policies import RoundRobin
 from llmg.services.admission import Admission, Authenticator
 from llmg.services.explain import Explain
@@ -26,7 +27,7 @@ from llmg.services.models import Model, Models
 from llmg.testing.clocks import FakeClock
 from llmg.testing.ids import CountingIds
 from llmg.testing.models import Models as Table
-from support.http import PATIENCE, Response, connect
+from support.http import Response, connect
 
 MODEL = Model(id="m", created=1_700_000_000, owner="echo", operations=("chat", "embed"))
 ROUTES = Table(
@@ -53,13 +54,6 @@ def find(id: str, _: Principal) -> Model:
     if id != MODEL.id:
         raise Failure(Kind.MODEL_NOT_FOUND, f"there is no model {id!r}", param="model")
     return MODEL
-
-
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """They are the test runner's."""
-        yield
 
 
 class Door:
@@ -101,32 +95,46 @@ class Door:
 
 @asynccontextmanager
 async def serving(
-    provider: Provider | None = None, *, http: type[HttpToolsProtocol] = HttpToolsProtocol, **options: Any
+    provider: Provider | None = None,
+    *,
+    http: type[HttpToolsProtocol] = HttpToolsProtocol,
+    grace: float = 1.0,
+    **options: Any,
 ) -> AsyncIterator[Door]:
-    """The door in front of a provider; the echo, where none is given."""
+    """The door in front of a provider; the echo, where none is given. `grace`: seconds for what is under way then."""
     app = make_graphql(
         pipeline=provider or Echo(),
         models=Models(lambda _: [MODEL], find),
         admission=Admission(Authenticator(lambda: EVERYBODY, FakeClock()), FakeClock(), CountingIds(), SILENT),
-        **{"explain": Explain(lambda _: ROUTES, FakeClock()), **options},
+        **{"explain": Explain(lambda _: ROUTES, Local(FakeClock()), FakeClock(), lambda _: True), **options},
     )
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     config = uvicorn.Config(
-        app,
-        http=http,
-        ws="websockets-sansio",
-        ws_per_message_deflate=False,
-        lifespan="off",
-        log_config=None,
-        timeout_graceful_shutdown=1,
+        app, http=http, ws="websockets-sansio", ws_per_message_deflate=False, lifespan="off", log_config=None
     )
-    server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup(sockets=[listener])
+    await server.on_tick(0)  # makes the headers of all answers
     try:
         yield Door(listener.getsockname())
     finally:
-        server.should_exit = True
-        async with asyncio.timeout(PATIENCE):
-            await task
+        await _stop(server, grace)
+
+
+async def _stop(server: uvicorn.Server, grace: float) -> None:
+    """As uvicorn does it; but that looks only ten times a second whether it is to, and again whether it is over."""
+    state = server.server_state
+    for listening in server.servers:
+        listening.close()
+    for connection in list(state.connections):
+        connection.shutdown()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(grace):
+            while state.connections or state.tasks:
+                await asyncio.sleep(0)
+    for task in state.tasks:
+        task.cancel()

@@ -21,7 +21,7 @@ from llmg.backendapi.backend_pb2_grpc import BackendStub
 from llmg.backends import servicer
 from llmg.core.errors import Failure, Kind
 from llmg.launcher import engine
-from llmg.launcher.engine import command, cores
+from llmg.launcher.engine import command, cores, options
 from llmg.launcher.local import LocalLauncher, free_port
 from llmg.launcher.models import resolve_model
 from llmg.ports import Running, Spec
@@ -377,4 +377,9 @@ async def test_a_real_model(launcher: LocalLauncher, tmp_path: Path) -> None:
 
 def test_our_engines_are_modules() -> None:
     assert command(Spec(engine="xllamacpp", model="m")) == (sys.executable, "-m", "llmg.backends.xllamacpp")
-    assert cores() >= 1
+
+
+def test_one_core_is_left_to_the_gateway() -> None:
+    spec = Spec(engine="xllamacpp", model="m")
+    assert options(spec).Threads == max(cores() - 1, 1)
+    assert options(replace(spec, threads=8)).Threads == 8

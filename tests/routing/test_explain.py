@@ -155,6 +155,30 @@ def test_the_last_resort_says_that_it_is_one() -> None:
     ]
 
 
+def test_in_outline_it_is_not_told_how_targets_do() -> None:
+    """Nor what they cost; but which, in which order, and what they can't do."""
+    profile = Profile(lacks=frozenset({"tools"}))
+    group = _group(
+        _target("a", health=_opened(NOW - 2), price=Price(input=1, output=2)),
+        _target("b", region="eu", labels=(("gpu", "l4"),)),
+        _target("c", health=_opened(NOW - 9)),
+        _target("d", profile=profile),
+        policy=LeastBusy([1.0] * 4),
+    )
+    chat = Chat(model="m", messages=CHAT.messages, tools=(Tool(name="f"),))
+    (full,) = explain(Models({"m": group}, {}), chat, a_context(), NOW).stages
+    (outline,) = explain(Models({"m": group}, {}), chat, a_context(), NOW, details=False).stages
+    assert [(one.model, one.place) for one in outline.targets] == [(one.model, one.place) for one in full.targets]
+    assert _told(outline.targets) == [
+        ("b", 1, "in the policy's order"),
+        ("c", 2, "in the policy's order; busy or in trouble at the moment"),
+        ("a", None, "busy or in trouble at the moment"),
+        ("d", None, "can't do tools"),
+    ]
+    assert all((one.score, one.price, one.region, one.labels) == (None, None, "", {}) for one in outline.targets)
+    assert [one.score for one in full.targets[:2]] == [1.0, 1.0]
+
+
 async def test_a_target_without_a_free_place_gives_way() -> None:
     health = Health()
     queue = Queue(Places(max_in_flight=1), health.crowded)

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from llmg.core.errors import FAILS_OVER, Failure, Kind
 from llmg.routing.breaker import Limits, State
-from llmg.routing.health import COOLS, VERDICTS, Health, Status, Verdict, fittest, spare, unfit
+from llmg.routing.health import COOLS, VERDICTS, Change, Health, Status, Verdict, fittest, spare, unfit
 
 NOW = 1000.0
 TOUCHY = Limits(consecutive=1, open_for=5.0)
@@ -65,6 +65,75 @@ def test_a_probe_has_passed_when_it_begins_to_answer() -> None:
     assert (health.calm, health.breaker.state) == (True, State.CLOSED)
     health.ended(ticket, NOW + 60, None)
     assert health.calm
+
+
+# -- who hears of it ------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """All that is told of a target."""
+
+    def __init__(self, limits: Limits = TOUCHY) -> None:
+        self.changes: list[Change] = []
+        self.health = Health(limits, told=self.changes.append)
+
+    @property
+    def circuits(self) -> list[tuple[State | None, bool]]:
+        """Their states, and whether again."""
+        told = [(change.circuit, change.again) for change in self.changes]
+        self.changes.clear()
+        return told
+
+
+def test_each_change_is_told_and_nothing_else() -> None:
+    told = Told(Limits(consecutive=2, open_for=5.0))
+    for _ in range(3):
+        _end(told.health, None)
+    _end(told.health, Kind.UPSTREAM_ERROR)
+    assert told.circuits == []
+    _end(told.health, Kind.UPSTREAM_ERROR)
+    (change,) = told.changes
+    assert (change.circuit, change.seconds, change.again) == (State.OPEN, 5.0, False)
+    assert change.failure is not None
+    assert change.failure.kind is Kind.UPSTREAM_ERROR
+    assert told.circuits == [(State.OPEN, False)]
+    ticket = told.health.begin()
+    assert told.circuits == [(State.HALF_OPEN, False)]
+    told.health.committed(ticket, NOW + 6)
+    told.health.ended(ticket, NOW + 7, None)
+    assert told.circuits == [(State.CLOSED, False)]
+
+
+def test_what_is_more_of_the_same_trouble_is_told_as_that() -> None:
+    told = Told()
+    for second in range(3):
+        _end(told.health, Kind.UPSTREAM_ERROR, NOW + second)
+    assert told.circuits == [
+        (State.OPEN, False),
+        (State.HALF_OPEN, False),
+        (State.OPEN, True),
+        (State.HALF_OPEN, True),
+        (State.OPEN, True),
+    ]
+    _end(told.health, None, NOW + 9)
+    _end(told.health, None, NOW + 9)
+    _end(told.health, Kind.UPSTREAM_ERROR, NOW + 10)
+    assert told.circuits == [(State.HALF_OPEN, True), (State.CLOSED, False), (State.OPEN, False)]
+
+
+def test_a_check_that_makes_a_circuit_half_open_is_told() -> None:
+    told = Told()
+    _end(told.health, Kind.UPSTREAM_ERROR)
+    told.health.checked(passed=True, down=False)
+    assert told.circuits == [(State.OPEN, False), (State.HALF_OPEN, False)]
+
+
+def test_who_asks_to_be_left_alone_is_told_once() -> None:
+    told = Told()
+    for now, seconds in ((NOW, 7.0), (NOW + 1, 7.0), (NOW + 1, 2.0), (NOW + 9, 3.0)):
+        _end(told.health, Kind.UPSTREAM_RATE_LIMITED, now, retry_after=seconds)
+    assert [(change.seconds, change.again) for change in told.changes] == [(7.0, False), (7.0, True), (3.0, False)]
+    assert told.circuits == [(None, False), (None, True), (None, False)]
 
 
 # -- cooldown -------------------------------------------------------------------------------------------------------

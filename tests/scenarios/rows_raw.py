@@ -185,6 +185,13 @@ RAW: dict[str, RawRow] = {
     "no JSON": none_at_all(b"{nope", b"\xff\xff\xff"),
     "cut off": none_at_all(b'{"model":"m","messages":[', GOOD[:-3]),
     "a number that JSON has not": none_at_all(b'{"model":"m","n":NaN}'),
+    "half of a surrogate pair": none_at_all(b'{"model":"m\\ud800"}'),
+    "a number beyond all floats": RawRow(
+        openai=b'{"model":"m","messages":[{"role":"user","content":"x"}],"temperature":1e400}',
+        gateway=b'{"model":"m","messages":[],"sampling":{"temperature":1e400}}',
+        told=because("temperature"),
+        but={"gateway": because(None), "graphql": because("variables")},  # in which the fields are yet to be read
+    ),
     "bad UTF-8": none_at_all(b'{"model":"m\xff\xfe"}', GOOD.replace(b"Hello", b"H\xff\xfeo!")),
     "nested too deeply": none_at_all(DEEP, nested(5000)),
     "too large": none_at_all(

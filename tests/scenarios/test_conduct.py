@@ -195,7 +195,8 @@ TAKEN_AT_MOST = 0.5  # of the answer, while nobody reads it: what fits into sock
 class Long:
     """A provider of a long answer, which counts what was taken of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, events: int = EVENTS) -> None:
+        self.events = events
         self.taken = 0
         self.left = asyncio.Event()
 
@@ -207,7 +208,7 @@ class Long:
 class _Long:
     def __init__(self, provider: Long) -> None:
         self._provider = provider
-        self._batches = _batches()
+        self._batches = _batches(provider.events)
 
     async def __aenter__(self) -> _Long:
         return self
@@ -226,9 +227,9 @@ class _Long:
         return batch
 
 
-def _batches() -> Iterator[Batch]:
+def _batches(events: int) -> Iterator[Batch]:
     yield [Started("a", 1, "m"), Opened(0, 0, "text")]
-    for _ in range(EVENTS // BATCH):
+    for _ in range(events // BATCH):
         yield [Delta(0, 0, WORD)] * BATCH
     yield [Closed(0, 0), Finished(0, "stop")]
 
@@ -296,8 +297,8 @@ async def plateau(provider: Long) -> int:
 
 @through_each
 async def test_a_long_answer_arrives_whole(door: Door) -> None:
-    provider = Long()
+    provider = Long(EVENTS // 5)
     async with at(door, provider) as client:
         told: Told = await client.ask(asked())
     assert told.failure is None
-    assert len(told.choices[0][1][0][1]) == EVENTS * len(WORD)
+    assert len(told.choices[0][1][0][1]) == provider.events * len(WORD)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from llmg.boot.settings.problems import dotted
+from llmg.core import levels as core
 from llmg.core.context import ADMIN, Context, Principal
 from llmg.core.errors import Failure, Kind, invalid
 from llmg.ports import AuditEntry, CatalogStore, Conflict, Document
 from llmg.services.admin import Admin, Changes, Following, UpstreamChange
+from llmg.services.admin.audit import OUTSIDERS
 from llmg.services.admin.names import level_path, name_of
 from llmg.services.admin.service import new_secret
 from llmg.services.admin.tree import changed
@@ -60,9 +62,7 @@ class World:
         self.clock = FakeClock()
         self.applied: list[tuple[dict[str, Any], int]] = []
         self.following = Following(store, self.apply)
-        self.admin = Admin(
-            store, validate=validate, refresh=self.following.refresh, clock=self.clock, ids=CountingIds()
-        )
+        self.admin = Admin(store, validate=validate, following=self.following, clock=self.clock, ids=CountingIds())
 
     async def apply(self, tenants: dict[str, Any], version: int) -> None:
         self.applied.append((tenants, version))
@@ -121,10 +121,11 @@ async def test_what_was_changed_holds_here_at_once(world: World) -> None:
 
 
 async def test_a_change_that_this_process_cannot_take_over_is_made_all_the_same(world: World) -> None:
-    async def fail() -> None:
+    async def fail(tenants: dict[str, Any], version: int) -> None:
         raise Failure(Kind.INTERNAL, "no")
 
-    admin = Admin(world.store, validate=validate, refresh=fail, clock=world.clock, ids=CountingIds())
+    following = Following(world.store, fail)
+    admin = Admin(world.store, validate=validate, following=following, clock=world.clock, ids=CountingIds())
     await admin.create_level(OPS, "tenants/acme", Changes())
     assert (await world.store.load()).tenants == {"acme": {}}
 
@@ -233,6 +234,18 @@ async def test_a_mistake_is_told_by_its_place_in_the_level(world: World) -> None
     assert failure.param == "models.bad"
 
 
+async def test_an_alias_that_another_has_is_told_with_both(world: World) -> None:
+    await world.make_web()
+    await world.admin.update_level(OPS, WEB, Changes(alias="web"))
+    await world.admin.update_level(OPS, WEB, Changes(alias="web", labels={"still": "its own"}))
+    for name in ("app", "zzz"):
+        other = WEB.replace("/web", f"/{name}")
+        failure = await refused(world.admin.create_level(OPS, other, Changes(alias="web")))
+        assert (failure.kind, failure.param) == (Kind.CONFLICT, "alias")
+        assert f"'{other}'" in failure.message
+        assert f"'{WEB}'" in failure.message
+
+
 async def test_variables_are_not_taken(world: World) -> None:
     changes = Changes(upstreams={"up": UpstreamChange(api_key="${HOME}")})
     failure = await refused(world.admin.create_level(OPS, "tenants/acme", changes))
@@ -247,15 +260,115 @@ async def test_secrets_are_kept_and_never_shown(world: World) -> None:
     made = await world.admin.create_level(OPS, "tenants/acme", Changes(upstreams={"up": override}))
     assert not {"sk-1", "t-1", "o-1"} & set(str(made).replace("'", " ").split())
     assert (made.upstreams["up"].has_api_key, made.upstreams["up"].headers) == (True, ("x-org", "x-team"))
-    moved = UpstreamChange(base_url="http://two/v1", remove_headers=("x-org",))
+    moved = UpstreamChange(base_url="http://one/v2", remove_headers=("X-Org",))
     await world.admin.update_level(OPS, "tenants/acme", Changes(upstreams={"up": moved, "other": UpstreamChange()}))
     held = (await world.store.load()).tenants["acme"]["upstreams"]
-    assert held == {"up": {"base_url": "http://two/v1", "api_key": "sk-1", "headers": {"x-team": "t-1"}}, "other": {}}
-    without = UpstreamChange(api_key="", headers={"x-team": "t-2"})
+    assert held == {"up": {"base_url": "http://one/v2", "api_key": "sk-1", "headers": {"x-team": "t-1"}}, "other": {}}
+    without = UpstreamChange(api_key="", headers={"X-Team": "t-2"})
     await world.admin.update_level(OPS, "tenants/acme", Changes(upstreams={"up": without}))
     held = (await world.store.load()).tenants["acme"]["upstreams"]
-    assert held == {"up": {"api_key": "", "headers": {"x-team": "t-2"}}}
+    assert held == {"up": {"api_key": "", "headers": {"X-Team": "t-2"}}}
     assert not (await world.admin.get_level(OPS, "tenants/acme")).upstreams["up"].has_api_key
+
+
+ONE = UpstreamChange(base_url="http://one/v1", api_key="sk-1", headers={"x-team": "t-1"})
+
+
+@pytest.mark.parametrize(
+    ("moved", "param"),
+    [
+        (UpstreamChange(base_url="http://two/v1"), "upstreams.up.api_key"),
+        (UpstreamChange(base_url="https://one/v1"), "upstreams.up.api_key"),
+        (UpstreamChange(base_url="http://one:8080/v1"), "upstreams.up.api_key"),
+        (UpstreamChange(base_url="http://two/v1", headers={"x-team": "mine"}), "upstreams.up.api_key"),
+        (UpstreamChange(base_url="http://two/v1", api_key="sk-2"), "upstreams.up.headers"),
+        (UpstreamChange(base_url="http://two/v1", api_key="", headers={"x-other": "1"}), "upstreams.up.headers"),
+    ],
+)
+async def test_stored_secrets_are_not_sent_to_an_address_that_is_set_later(
+    world: World, moved: UpstreamChange, param: str
+) -> None:
+    await world.admin.create_level(OPS, "tenants/acme", Changes(upstreams={"up": ONE}))
+    failure = await refused(world.admin.update_level(OPS, "tenants/acme", Changes(upstreams={"up": moved})))
+    assert (failure.kind, failure.param) == (Kind.INVALID_REQUEST, param)
+    assert "sk-" not in failure.message
+    assert (await world.store.load()).version == 1
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        UpstreamChange(base_url="http://ONE:80/other"),
+        UpstreamChange(),  # to the provider's own address, which is in the configuration
+        UpstreamChange(base_url="http://two/v1", api_key="", remove_headers=("X-Team",)),
+        UpstreamChange(base_url="http://two/v1", api_key="sk-1", headers={"X-TEAM": "t-1"}),
+    ],
+)
+async def test_an_address_is_changed_with_the_secrets_for_it(world: World, moved: UpstreamChange) -> None:
+    await world.admin.create_level(OPS, "tenants/acme", Changes(upstreams={"up": ONE}))
+    changed = await world.admin.update_level(OPS, "tenants/acme", Changes(upstreams={"up": moved}))
+    assert changed.upstreams["up"].base_url == moved.base_url
+
+
+async def test_what_levels_below_have_for_an_address_stays_with_it(world: World) -> None:
+    await world.make_web()
+    team = "tenants/acme/teams/search"
+    await world.admin.update_level(OPS, WEB, Changes(upstreams={"up": UpstreamChange(api_key="sk-web")}))
+    elsewhere = Changes(upstreams={"up": UpstreamChange(base_url="http://two/v1", api_key="")})
+    for level in ("tenants/acme", team):
+        failure = await refused(world.admin.update_level(OPS, level, elsewhere))
+        assert (failure.kind, failure.param) == (Kind.INVALID_REQUEST, "upstreams.up")
+        assert f"'{WEB}'" in failure.message
+    await world.admin.update_level(OPS, WEB, Changes(upstreams={"up": ONE}))  # has an address of its own now
+    await world.admin.update_level(OPS, team, elsewhere)
+    keyed = Changes(upstreams={"up": UpstreamChange(headers={})})  # by which it would get the team's
+    assert (await refused(world.admin.update_level(OPS, WEB, keyed))).param == "upstreams.up.api_key"
+
+
+async def test_nor_are_they_sent_elsewhere_when_the_address_between_is_taken_away(world: World) -> None:
+    await world.make_web()
+    team = "tenants/acme/teams/search"
+    await world.admin.update_level(OPS, team, Changes(upstreams={"up": ONE}))
+    await world.admin.update_level(OPS, WEB, Changes(upstreams={"up": UpstreamChange(api_key="sk-web")}))
+    theirs = UpstreamChange(base_url="http://two/v1", api_key="")
+    await world.admin.update_level(OPS, "tenants/acme", Changes(upstreams={"up": theirs}))
+    for change in (Changes(upstreams=None), Changes(upstreams={})):
+        failure = await refused(world.admin.update_level(OPS, team, change))
+        assert f"'{WEB}'" in failure.message
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://169.254.169.254/latest",
+        "http://[fe80::1]/v1",
+        "http://[fe80::1%25eth0]/v1",
+        "http://[::ffff:169.254.169.254]/v1",
+        "http://[fd00:ec2::254]/v1",
+        "http://2852039166/v1",
+        "http://0xa9.0xfe.43518/v1",
+        "http://Metadata.Google.Internal./v1",
+    ],
+)
+async def test_link_local_addresses_are_not_taken(world: World, address: str) -> None:
+    changes = Changes(upstreams={"up": UpstreamChange(base_url=address, api_key="")})
+    failure = await refused(world.admin.create_level(OPS, "tenants/acme", changes))
+    assert (failure.kind, failure.param) == (Kind.INVALID_REQUEST, "upstreams.up.base_url")
+    backend = Changes(upstreams={"up": UpstreamChange(address="169.254.169.254:80")})
+    assert (await refused(world.admin.create_level(OPS, "tenants/acme", backend))).param == "upstreams.up.address"
+
+
+@pytest.mark.parametrize("name", ["Host", "transfer-encoding"])
+async def test_headers_that_would_lead_a_request_elsewhere_are_not_taken(world: World, name: str) -> None:
+    changes = Changes(upstreams={"up": UpstreamChange(headers={name: "elsewhere.example"})})
+    failure = await refused(world.admin.create_level(OPS, "tenants/acme", changes))
+    assert (failure.kind, failure.param) == (Kind.INVALID_REQUEST, f"upstreams.up.headers.{name}")
+
+
+async def test_other_addresses_are_taken_as_they_are(world: World) -> None:
+    for number, host in enumerate(("10.0.0.1", "localhost:8000", "[::1]:8000", "gpu.internal", "169.254.example")):
+        changes = Changes(upstreams={"up": UpstreamChange(base_url=f"http://{host}/v1")})
+        await world.admin.create_level(OPS, f"tenants/t{number}", changes)
 
 
 plain = st.dictionaries(st.sampled_from("abc"), st.text("xyz", min_size=1, max_size=3), max_size=3)
@@ -405,7 +518,9 @@ async def test_only_admins_may(world: World) -> None:
         world.admin.audit(nobody),
     ):
         assert (await refused(doing)).kind is Kind.PERMISSION_DENIED
-    assert await world.log() == before
+    log = await world.log()
+    assert log[11:] == before
+    assert {entry[2:] for entry in log[:11]} == {(5, 5, "permission_denied")}
 
 
 async def test_each_change_is_logged_once_and_so_is_what_was_refused(world: World) -> None:
@@ -421,6 +536,179 @@ async def test_each_change_is_logged_once_and_so_is_what_was_refused(world: Worl
     ]
     [entry] = (await world.admin.audit(OPS, 1)).items
     assert (entry.actor, entry.request_id, entry.time) == ("ops", "req_1", world.clock.time())
+
+
+def audited(logs: Sequence[Any]) -> list[dict[str, Any]]:
+    """Of what was logged, what is in the audit log."""
+    return [entry for entry in logs if entry["event"] == "audit"]
+
+
+async def test_each_call_leaves_one_line_whatever_becomes_of_it(world: World) -> None:
+    with structlog.testing.capture_logs() as logs:
+        await world.make_web()
+        issued = await world.admin.issue_key(OPS, WEB, "k1")
+        rotated = await world.admin.rotate_key(OPS, issued.key.name, id="k2")
+        await world.admin.list_keys(OPS, WEB)
+        await world.admin.list_levels(OPS, "")
+        await world.admin.get_level(OPS, WEB)
+        await world.admin.audit(OPS)
+        await refused(world.admin.get_level(OPS, "tenants/none"))
+        await refused(world.admin.update_level(OPS, "no level", Changes()))
+        await refused(world.admin.list_keys(asked_by(key=""), WEB))
+    lines = audited(logs)[4:]
+    assert [(line["method"], line["resource"], line["outcome"], line["actor"]) for line in lines] == [
+        ("IssueKey", f"{WEB}/keys/k1", "ok", "ops"),
+        ("RotateKey", f"{WEB}/keys/k1", "ok", "ops"),
+        ("ListKeys", WEB, "ok", "ops"),
+        ("ListLevels", "", "ok", "ops"),
+        ("GetLevel", WEB, "ok", "ops"),
+        ("ListAuditEntries", "", "ok", "ops"),
+        ("GetLevel", "tenants/none", "not_found", "ops"),
+        ("UpdateLevel", "no level", "invalid_request", "ops"),
+        ("ListKeys", WEB, "permission_denied", "anonymous"),
+    ]
+    assert {(line["door"], line["request_id"]) for line in lines} == {("grpc", "req_1")}
+    assert not any(key.secret in str(logs) for key in (issued, rotated))
+    kept = [(method, outcome) for method, _, _, _, outcome in await world.log()]
+    assert kept[:4] == [
+        ("ListKeys", "permission_denied"),
+        ("UpdateLevel", "invalid_request"),
+        ("RotateKey", "ok"),
+        ("IssueKey", "ok"),
+    ]
+
+
+async def test_an_entry_names_what_is_different_and_no_values(world: World) -> None:
+    await world.make_web()
+    one = Changes(
+        allow=("a",),
+        models={"fast": "a", "gpt-4.1": "a"},
+        limits={"requests_per_minute": 60, "max_concurrent": 2},
+        upstreams={"up": ONE, "other": UpstreamChange()},
+    )
+    two = Changes(
+        allow=None,
+        models={"fast": "b", "gpt-4.1": "a"},
+        limits={"requests_per_minute": 61, "max_concurrent": 2},
+        labels={"tier": "gold"},
+        upstreams={"up": UpstreamChange(base_url="http://one/v1", api_key="sk-2", headers={"x-team": "t-2"})},
+        alias="web",
+    )
+    await world.admin.update_level(OPS, WEB, one)
+    await world.admin.update_level(OPS, WEB, two)
+    issued = await world.admin.issue_key(OPS, WEB, "k1")
+    await world.admin.rotate_key(OPS, issued.key.name, id="k2")
+    await world.admin.delete_level(OPS, "tenants/acme", force=True)
+    entries = [entry.changed for entry in (await world.admin.audit(OPS, 5)).items]
+    assert entries[::-1] == [
+        (
+            *("allow", "models.fast", 'models["gpt-4.1"]', "upstreams.up.base_url", "upstreams.up.api_key"),
+            *("upstreams.up.headers.x-team", "upstreams.other", "limits.requests_per_minute", "limits.max_concurrent"),
+        ),
+        (
+            *("allow", "models.fast", "upstreams.up.api_key", "upstreams.up.headers.x-team", "upstreams.other"),
+            *("limits.requests_per_minute", "labels.tier", "alias"),
+        ),
+        ("keys.k1",),
+        ("keys.k1.expires", "keys.k2"),
+        (),
+    ]
+
+
+async def test_very_many_differences_are_counted(world: World) -> None:
+    await world.admin.create_level(OPS, "tenants/acme", Changes(labels={f"l{n}": "x" for n in range(150)}))
+    [entry] = (await world.admin.audit(OPS)).items
+    assert (len(entry.changed), entry.changed[-1]) == (101, "and 50 more")
+
+
+async def test_whose_key_it_was_is_told_by_its_path(world: World) -> None:
+    level = core.Level(name=WEB)
+    web = Principal(key_id="ops", endpoint="web", levels=(core.Level(name=""), level))
+    app = Principal(key_id="ops", levels=(core.Level(name=""),))
+    for principal in (web, app, Principal()):
+        await refused(world.admin.audit(Context(id="i", request_id="r", door="d", created=0, principal=principal)))
+    actors = [entry.actor for entry in (await world.admin.audit(OPS)).items]
+    assert actors == ["anonymous", "keys/ops", f"{WEB}/keys/ops"]
+
+
+async def test_whoever_is_no_administrator_cannot_fill_the_store(world: World) -> None:
+    nobody = asked_by()
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(OUTSIDERS + 5):
+            await refused(world.admin.revoke_key(nobody, "x" * 100_000))
+    assert len(audited(logs)) == OUTSIDERS + 5
+    assert max(len(line["resource"]) for line in audited(logs)) < 10_000
+    assert len(await world.log()) == OUTSIDERS
+    world.clock.advance(2 * 60.0 / OUTSIDERS)
+    for _ in range(5):
+        await refused(world.admin.revoke_key(nobody, "x"))
+    await world.admin.create_level(OPS, "tenants/acme", Changes())  # that of administrators is always kept
+    assert len(await world.log()) == OUTSIDERS + 2 + 1
+
+
+async def test_a_change_whose_client_leaves_is_made_and_logged_as_made(world: World) -> None:
+    saving, saved = asyncio.Event(), asyncio.Event()
+
+    class Slow(Contested):
+        async def save(self, document: Document, entry: AuditEntry) -> None:
+            saving.set()
+            await saved.wait()
+            await super().save(document, entry)
+
+    slow = World(Slow(world.store, 0, world.store.load))
+    with structlog.testing.capture_logs() as logs:
+        asking = asyncio.create_task(slow.admin.create_level(OPS, "tenants/acme", Changes()))
+        await saving.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert audited(logs) == []
+        saved.set()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.wait(slow.admin.changing)
+    assert [line["outcome"] for line in audited(logs)] == ["ok"]
+    assert slow.applied == [({"acme": {}}, 1)]
+    assert [entry[4] for entry in await world.log()] == ["ok"]
+
+
+async def test_a_log_that_cannot_be_written_changes_no_answer(world: World) -> None:
+    async def away(entry: AuditEntry) -> None:
+        raise Failure(Kind.UPSTREAM_UNAVAILABLE, "away")
+
+    store = Contested(world.store, 0, world.store.load)
+    store.append = away  # type: ignore[attr-defined]
+    with structlog.testing.capture_logs() as logs:
+        assert (await refused(World(store).admin.audit(asked_by()))).kind is Kind.PERMISSION_DENIED
+    assert [entry["event"] for entry in logs] == ["audit", "the audit log can't be written"]
+
+
+async def test_reads_show_what_is_in_force(world: World, path: Path) -> None:
+    async def apply(tenants: dict[str, Any], version: int) -> None:
+        await validate(tenants)
+
+    following = Following(world.store, apply)
+    admin = Admin(world.store, validate=validate, following=following, clock=world.clock, ids=CountingIds())
+    await admin.create_level(OPS, "tenants/acme", Changes(labels={"a": "b"}))
+    good = path.read_bytes()
+    for bad in (b"tenants: {acme: {models: {bad: x}}}", b"", b"tenants: ["):
+        path.write_bytes(bad)
+        assert (await admin.get_level(OPS, "tenants/acme")).labels == {"a": "b"}
+    failure = await refused(admin.update_level(OPS, "tenants/acme", Changes(labels={})))
+    assert (failure.kind, "neither YAML nor JSON" in failure.message) == (Kind.CONFLICT, True)
+    path.unlink()
+    assert [level.name for level in (await admin.list_levels(OPS, "")).items] == ["tenants/acme"]
+    failure = await refused(admin.create_level(OPS, "tenants/other", Changes()))
+    assert (failure.kind, "is gone" in failure.message) == (Kind.CONFLICT, True)
+    log = [(entry.method, entry.outcome) for entry in (await admin.audit(OPS)).items]
+    assert log[:2] == [("CreateLevel", "conflict"), ("UpdateLevel", "conflict")]
+    path.write_bytes(good)
+    await admin.create_level(OPS, "tenants/other", Changes())
+
+
+async def test_nothing_in_force_is_no_empty_catalog(path: Path) -> None:
+    path.write_text("tenants: [")
+    failure = await refused(World(FileCatalog(path)).admin.list_levels(OPS, ""))
+    assert "neither YAML nor JSON" in failure.message
 
 
 async def test_that_of_the_configuration_file_can_be_read_only() -> None:

@@ -344,3 +344,34 @@ async def test_each_line_has_the_digest_of_the_file_and_nothing_secret(path: Pat
     line = Path(f"{path}.audit.jsonl").read_bytes()
     assert json.loads(line)["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert b"sk-secret" not in line
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("tenants: {acme: {}}", "ok"),
+        ("tenants: {bad: {}}", "conflict"),
+        ("tenants: [", "invalid_request"),
+        ("", "invalid_request"),
+    ],
+)
+async def test_an_edit_is_logged_with_what_became_of_it(path: Path, text: str, outcome: str) -> None:
+    def check(tenants: dict[str, Any]) -> None:
+        if "bad" in tenants:
+            raise Failure(Kind.CONFLICT, "no")
+
+    store = FileCatalog(path, check=check)
+    path.write_text(text)
+    with suppress(Failure):
+        await store.load()
+    await FileCatalog(path).append(entry(1))
+    (_, edit), _ = await store.entries(10, "")
+    assert (edit.method, edit.before, edit.after, edit.outcome) == (EDIT, 0, 1, outcome)
+
+
+async def test_what_was_refused_is_logged_though_the_file_is_gone(path: Path) -> None:
+    store = FileCatalog(path)
+    await store.save(Document(1, {"acme": {}}), entry(1))
+    path.unlink()
+    await store.append(entry(1, outcome="conflict"))
+    assert [e.outcome for e in (await store.entries(10, ""))[0]] == ["conflict", "ok"]

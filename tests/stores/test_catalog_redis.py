@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 
@@ -169,10 +170,38 @@ async def test_the_log_does_not_grow_without_end(server: RedisServer, make: Call
     store = make(kept=10)
     for number in range(500):
         await store.append(entry(1, resource=str(number)))
-    length = int((await server.command("XLEN {llmg:catalog}:audit")).strip(b":\r\n"))
+    length = int((await server.command("XLEN {llmg:catalog}:audit:refused")).strip(b":\r\n"))
     assert 10 <= length < 200  # Redis forgets them by the hundred
     found, _ = await store.entries(3, "")
     assert [e.resource for e in found] == ["499", "498", "497"]
+
+
+async def test_what_was_refused_takes_no_change_s_place(make: Callable[..., RedisCatalog]) -> None:
+    store = make(kept=10)
+    await store.save(Document(1, {}), entry(1, resource="change"))
+    for _ in range(500):
+        await store.append(entry(1, resource="refused"))
+    found, token = await store.entries(1000, "")
+    assert (found[-1].resource, token) == ("change", "")
+
+
+async def test_the_log_goes_on_where_a_page_has_ended(server: RedisServer, make: Callable[..., RedisCatalog]) -> None:
+    """Also between two of the same moment, which have the same id."""
+    ids = ["1-0", "2-0", "2-1", "3-0"]
+    for stream in ("audit", "audit:refused"):
+        for id in ids:
+            text = msgspec.json.encode(entry(1, resource=f"{id} {stream}")).decode().replace('"', '\\"')
+            await server.command(f'XADD {{llmg:catalog}}:{stream} {id} entry "{text}"')
+    everything = [f"{id} {stream}" for id in reversed(ids) for stream in ("audit:refused", "audit")]
+    for size in (1, 2, 3, 5, 8, 100):
+        seen: list[str] = []
+        token = ""
+        while True:
+            page, token = await make().entries(size, token)
+            seen += [e.resource for e in page]
+            if not token:
+                break
+        assert seen == everything
 
 
 async def test_an_error_of_the_one_that_is_told_ends_the_watch(make: Callable[..., RedisCatalog]) -> None:

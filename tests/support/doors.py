@@ -18,8 +18,10 @@ from llmg.boot.system import SystemClock
 from llmg.core.context import SILENT, Principal
 from llmg.core.errors import Failure, Kind
 from llmg.doors.gateway.app import make_gateway
+from llmg.doors.gateway.app import words as jsonapi_words
 from llmg.doors.gateway.inprocess import InProcess
 from llmg.doors.graphql.app import make_graphql
+from llmg.doors.graphql.exchange import words as graphql_words
 from llmg.doors.grpc.served import DESCRIPTORS, handlers
 from llmg.doors.grpc.server import GrpcServer, Limits
 from llmg.doors.grpc.services import Inference
@@ -138,10 +140,11 @@ async def rest_door(
     upstream = InProcess(handlers(inference, models, admin), let_in)
     gateway = make_gateway(upstream=upstream, bindings=bindings(DESCRIPTORS), max_body=1 << 20)
     sockets = {"/graphql": graphql, "/v1/ws": websocket}
-    own = Routes(sockets, {"/api/{path:rest}": gateway}, sockets)
+    own = Routes(sockets, {"/api/{path:rest}": gateway}, sockets, {"/api": jsonapi_words, "/graphql": graphql_words})
     door = make_door(openai, own, draining=draining)
     server = HttpServer(
         door,
+        words=door.words,
         max_headers=1 << 16,
         header_timeout=10.0,
         body_timeout=10.0,

@@ -19,6 +19,7 @@ from llmg.doors.http.server import HttpServer
 from llmg.doors.rest.app import Routes, make_door
 from llmg.doors.websocket.app import make_websocket
 from llmg.ports import Provider
+from llmg.services.admission import Admission
 from llmg.wire import websocket as wire
 from support.doors import admission
 from support.gateway import Gateway
@@ -80,10 +81,15 @@ async def serving(app: ASGIApp, **options: Any) -> AsyncIterator[Served]:
 
 @asynccontextmanager
 async def websocket_door(
-    pipeline: Provider, *, keys: Mapping[str, str] = {}, server: Mapping[str, Any] = {}, **options: Any
+    pipeline: Provider,
+    *,
+    keys: Mapping[str, str] = {},
+    let_in: Admission | None = None,
+    server: Mapping[str, Any] = {},
+    **options: Any,
 ) -> AsyncIterator[Served]:
-    """The door before this pipeline; `options` are its own, `server` the server's."""
-    door = make_websocket(pipeline=pipeline, admission=admission(keys), **options)
+    """The door before this pipeline; `options` are its own, `server` the server's. `let_in`: see `rest_door`."""
+    door = make_websocket(pipeline=pipeline, admission=let_in or admission(keys), **options)
     async with serving(make_door(Routes({PATH: door}, sockets={PATH: door})), **server) as served:
         yield served
 

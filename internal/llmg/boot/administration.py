@@ -14,9 +14,9 @@ from llmg.boot.current import check
 from llmg.boot.exposure import Exposed
 from llmg.boot.limits import make_redis
 from llmg.boot.settings import Settings, SettingsError, with_tenants
-from llmg.boot.settings.catalog import Endpoint, EndpointKey, walk
+from llmg.boot.settings.catalog import Endpoint, EndpointKey, Source, walk
 from llmg.core.errors import Failure, Kind, invalid
-from llmg.ports import CatalogStore, Clock, Ids
+from llmg.ports import CatalogStore, Clock, Document, Ids
 from llmg.services.admin import Admin, Following
 
 if TYPE_CHECKING:
@@ -42,7 +42,11 @@ def make_store(settings: Callable[[], Settings], redis: Redis | None = None) -> 
     if source.file is not None:
         from llmg.stores.catalog_file import FileCatalog
 
-        return FileCatalog(source.file)
+        def usable(tenants: dict[str, Any]) -> None:
+            with translated():
+                check_catalog(settings(), tenants)
+
+        return FileCatalog(source.file, check=usable)
     from llmg.stores.catalog_redis import RedisCatalog
 
     config = settings().redis
@@ -58,11 +62,13 @@ def make_admin(
     apply: Callable[[Mapping[str, Any], str], Awaitable[None]],
     clock: Clock,
     ids: Ids,
+    held: Document | None = None,
 ) -> tuple[Admin, Following]:
     """The admin API, and what keeps this process at what the store holds (see `following`).
 
     `settings`: those in force. `apply` puts tenants in force (`Reloader.apply_tenants`): it raises SettingsError,
-    Failure or Exposed, and leaves all as it was. It is not called for the configuration's own tenants.
+    Failure or Exposed, and leaves all as it was. It is not called for the configuration's own tenants. `held`: what is
+    in force already.
     """
     fixed = settings().catalog is None
 
@@ -75,8 +81,8 @@ def make_admin(
             with translated():
                 await apply(tenants, str(version))
 
-    follow = Following(store, put)
-    return Admin(store, validate=validate, refresh=follow.refresh, clock=clock, ids=ids), follow
+    follow = Following(store, put, held=held)
+    return Admin(store, validate=validate, following=follow, clock=clock, ids=ids), follow
 
 
 async def take_over(follow: Following, stop: asyncio.Event, patience: float = _PATIENCE) -> bool:
@@ -124,17 +130,41 @@ async def load_catalog(settings: Settings, *, peek: bool = False) -> Settings:
 
     Raises SettingsError, Failure or Exposed with where it is, where it can't be read or can't be used.
     """
-    source = settings.catalog
-    if source is None:
+    if settings.catalog is None:
         return settings
-    where = "the catalog in Redis" if source.file is None else str(source.file.absolute())
+    with _told(settings.catalog):
+        return await _with(settings, await read_tenants(settings, peek=peek))
+
+
+async def open_catalog(settings: Settings) -> tuple[Settings, Document | None]:
+    """The same, with what the catalog holds, for who serves it then; None: the settings name none. Raises likewise."""
+    if settings.catalog is None:
+        return settings, None
+    with _told(settings.catalog):
+        async with opened_store(settings) as store:
+            document = await store.load()
+        return await _with(settings, document.tenants), document
+
+
+async def _with(settings: Settings, tenants: Mapping[str, Any]) -> Settings:
+    assert settings.catalog is not None
+    new = with_tenants(settings, tenants, _where(settings.catalog))
+    await asyncio.to_thread(check, new)
+    return new
+
+
+def _where(source: Source) -> str:
+    return "the catalog in Redis" if source.file is None else str(source.file.absolute())
+
+
+@contextmanager
+def _told(source: Source) -> Iterator[None]:
+    """A Failure says where it is."""
     try:
-        new = with_tenants(settings, await read_tenants(settings, peek=peek), where)
-        await asyncio.to_thread(check, new)
+        yield
     except Failure as failure:
         detail = f" ({failure.detail})" if failure.detail else ""
-        raise Failure(failure.kind, f"{where}: {failure.message}{detail}") from None
-    return new
+        raise Failure(failure.kind, f"{_where(source)}: {failure.message}{detail}") from None
 
 
 async def read_tenants(settings: Settings, *, peek: bool = False) -> dict[str, Any]:

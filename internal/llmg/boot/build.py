@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from random import Random as Dice
+from shutil import which
 from typing import Any, Final
 
 from msgspec import Struct, field
@@ -13,12 +14,13 @@ from llmg.boot.live import Live, Upstream
 from llmg.boot.policies import make_policy
 from llmg.boot.profiles import described
 from llmg.boot.resilience import make_hedges, make_retries
-from llmg.boot.scopes import LevelScope, Make, Scopes
+from llmg.boot.scopes import Make, Scopes
 from llmg.boot.settings import BackendProvider, EchoProvider, OpenAIProvider, Settings, Timeouts
 from llmg.boot.settings import Provider as Config
 from llmg.boot.settings.fingerprint import fingerprint
 from llmg.boot.settings.levels import names
 from llmg.boot.settings.models import FlatModel
+from llmg.boot.settings.problems import Keys, dotted
 from llmg.boot.settings.providers import ResilienceOverrides
 from llmg.boot.system import SystemClock
 from llmg.core.errors import Failure, Kind
@@ -148,7 +150,7 @@ def make_target(
     )
     if not profile.n:
         provider = Fanout(provider)
-    state = upstream.state(model, resilience, declared=declared)
+    state = upstream.state(model, resilience)
     if state.queue is not None:
         provider = Queued(provider, state.queue)
     return Target(
@@ -206,29 +208,59 @@ def make_scopes(needs: Needs, levels: Sequence[Names[FlatModel]], created: int) 
     return Scopes(needs.live, levels, Make(group, target, ground))
 
 
-def make_models(needs: Needs, created: int) -> LevelScope:
-    """The models of the root. `created`: Unix seconds."""
-    root = Names(own=needs.settings.models)
-    scopes = make_scopes(needs, [root], created)
-    scope = scopes.scope(root, needs.settings.providers)
-    scopes.expect()
-    return scope
-
-
 def _timeouts(config: Config) -> Timeouts:
     return Timeouts() if isinstance(config, EchoProvider) else config.timeouts
 
 
+class Unusable(Failure):
+    """A declared local model can't be used here. `keys`: its place in the configuration."""
+
+    def __init__(self, failure: Failure, keys: Keys) -> None:
+        super().__init__(failure.kind, f"{dotted(keys)}: {failure.message}", param=failure.param)
+        self.keys = keys
+
+
 def check(settings: Settings) -> None:
-    """Raises Failure when a declared local model has no file, or one that our engine can't read."""
+    """Raises Unusable when a declared local model has no file, or one that our engine can't read, or its engine's
+    command is not there."""
+    checked: set[tuple[str, str]] = set()
+    for keys, model in _declared(settings):
+        for asked in dict.fromkeys((target.provider, target.model) for target in model.targets):
+            if asked not in checked:
+                checked.add(asked)
+                try:
+                    _check_local(*asked, settings)
+                except Failure as failure:
+                    raise Unusable(failure, keys) from None
+
+
+def _declared(settings: Settings) -> Iterator[tuple[Keys, FlatModel]]:
+    """All models with their places, those of higher levels first."""
     levels, _ = names(settings)
-    models = (model for level in dict.fromkeys(levels.values()) for model in level.own.values())
-    for provider, model in dict.fromkeys((one.provider, one.model) for each in models for one in each.targets):
-        config = settings.providers[provider]
-        if isinstance(config, BackendProvider) and config.engine is not None:
-            spec = make_spec(config, model, settings)
-            if spec.engine == "xllamacpp" and not spec.external:
-                _check_file(spec)
+    known: set[int] = set()
+    for at, level in levels.items():
+        if id(level) not in known:
+            known.add(id(level))
+            for name, model in level.own.items():
+                yield (*at, "models", name), model
+
+
+def _check_local(provider: str, model: str, settings: Settings) -> None:
+    config = settings.providers[provider]
+    if not isinstance(config, BackendProvider) or config.engine is None:
+        return
+    spec = make_spec(config, model, settings)
+    if spec.external:
+        _check_command(spec)
+    elif spec.engine == "xllamacpp":
+        _check_file(spec)
+
+
+def _check_command(spec: Spec) -> None:
+    command = spec.external[0]
+    if which(command, path=dict(spec.env).get("PATH")) is None:
+        words = f"the engine '{spec.engine}' can't be started: there is no program {command}"
+        raise Failure(Kind.MODEL_NOT_FOUND, words, param="model")
 
 
 def _check_file(spec: Spec) -> None:

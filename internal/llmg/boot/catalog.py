@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct
 
 from llmg.boot.exposure import everybody
 from llmg.boot.limits import limits_of
 from llmg.boot.scopes import LevelScope, Providers
-from llmg.boot.settings import OpenAIProvider, Provider, Settings
+from llmg.boot.settings import Settings
 from llmg.boot.settings.catalog import Endpoint as EndpointSection
-from llmg.boot.settings.catalog import EndpointKey, Upstream, walk
+from llmg.boot.settings.catalog import EndpointKey, walk
 from llmg.boot.settings.catalog import Level as Section
 from llmg.boot.settings.levels import LevelNames
 from llmg.boot.settings.models import FlatModel
@@ -75,7 +75,7 @@ def _within(above: Place, at: Keys, section: Section, names: Names[FlatModel], m
     """What a level says of itself is its own; the rest is shared with the level above."""
     providers, scope, labels = above.providers, above.scope, above.labels
     if section.upstreams:
-        providers = {**providers, **{name: override(providers[name], own) for name, own in section.upstreams.items()}}
+        providers = {**providers, **{name: own.over(providers[name]) for name, own in section.upstreams.items()}}
     if names is not above.names or providers is not above.providers:
         scope = make_scope(names, providers)
     if section.labels:
@@ -101,13 +101,3 @@ def _key(key: EndpointKey, at: Keys, place: Place) -> Key:
     if key.expires is None:
         return Key(principal, revoked=key.revoked)
     return Key(principal, key.expires.timestamp(), key.revoked)
-
-
-def override(provider: Provider, own: Upstream) -> Provider:
-    """The provider with what a level has said of it: field by field, headers by their names."""
-    said: dict[str, Any] = {name: getattr(own, name) for name in own.model_fields_set if name != "headers"}
-    if isinstance(provider, OpenAIProvider) and own.headers:
-        replaced = {name.lower() for name in own.headers}
-        kept = {name: value for name, value in provider.headers.items() if name.lower() not in replaced}
-        said["headers"] = {**kept, **own.headers}
-    return provider.model_copy(update=said)

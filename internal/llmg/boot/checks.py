@@ -17,7 +17,7 @@ from llmg.routing.probes import Check, Prober
 
 
 class _Made(Struct, frozen=True):
-    """The check for these upstreams when so many targets of each were known."""
+    """The check for these upstreams when what is known of their targets had changed so often."""
 
     upstreams: tuple[tuple[Upstream, int], ...]
     check: Check | None
@@ -44,7 +44,7 @@ class Checks:
         alike: dict[bytes, list[tuple[Upstream, int]]] = {}
         for upstream in self._live.upstreams():
             if upstream.checked is not None and upstream.states:
-                alike.setdefault(upstream.checked, []).append((upstream, len(upstream.states)))
+                alike.setdefault(upstream.checked, []).append((upstream, upstream.changes))
         self._made = {asked: self._of(asked, tuple(upstreams)) for asked, upstreams in alike.items()}
         self._prober.watch([made.check for made in self._made.values() if made.check is not None])
 

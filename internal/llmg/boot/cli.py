@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from llmg.boot.serve import Listeners
     from llmg.boot.settings import FlatModel, Settings, Target
     from llmg.boot.settings.policies import Policy
+    from llmg.ports import Document
 
 app = typer.Typer(name="llmg", no_args_is_help=True, add_completion=False, help="A multi-protocol LLM gateway.")
 config_app = typer.Typer(no_args_is_help=True, help="Check the configuration, or print its JSON schema.")
@@ -65,16 +68,18 @@ def serve(
     insecure: Insecure = False,
 ) -> None:
     """Serve until told to stop; SIGTERM lets requests in flight finish."""
+    from llmg.boot import hangup
+
+    hangup.hold()  # before all that takes its time
     import asyncio
     from contextlib import ExitStack
 
     import uvloop
 
-    from llmg.boot import logs, tls
-    from llmg.boot.administration import load_catalog
-    from llmg.boot.current import check
-    from llmg.boot.exposure import Exposed, wanted, warn
-    from llmg.boot.settings import SettingsError
+    from llmg.boot import logs
+    from llmg.boot.administration import open_catalog
+    from llmg.boot.exposure import wanted, warn
+    from llmg.boot.preflight import check_start
     from llmg.core.errors import Failure
 
     source = _read(config)
@@ -84,33 +89,53 @@ def serve(
     if insecure:
         settings = _with(settings, "server", insecure=True)
     logs.configure(settings.log.level, settings.log.format)
-    try:
-        check(settings)
-        tls.check(settings)
-        asyncio.run(load_catalog(settings))  # each process does, but only here can it be told before it listens
-    except (Failure, tls.TlsError) as error:
-        _give_up(str(error))
-    except (SettingsError, Exposed) as error:
-        _give_up(str(error), 2)
+    with _telling(config):
+        check_start(settings)
+        found, catalog = asyncio.run(open_catalog(settings))  # so that what is wrong is told before it listens
+        if settings.server.workers == 1:
+            settings = found  # workers read it themselves, as each may start at any time
     places = wanted(settings)
-    if not places and not settings.grpc.enabled:
-        _give_up("there is nothing to serve: every protocol is off", 2)
     with ExitStack() as held:
         listeners = {name: held.enter_context(_listener(settings, place)) for name, place in places.items()}
         if settings.grpc.enabled:
             settings = _at_the_port(settings, held.enter_context(_reserved(settings)))
         warn(settings)
         try:
-            uvloop.run(_serving(settings, listeners, source))
+            uvloop.run(_serving(settings, listeners, source, catalog))
         except Failure as failure:
             _give_up(failure.message)
 
 
-async def _serving(settings: Settings, listeners: Listeners, source: Source) -> None:
+@contextmanager
+def _telling(config: Path | None) -> Iterator[None]:
+    """Ends the program where the settings can't be used, and says why: 2, they are wrong; 1, what they name is."""
+    from llmg.boot.exposure import Exposed
+    from llmg.boot.preflight import Unstartable
+    from llmg.boot.settings import SettingsError
+    from llmg.boot.tls import TlsError
+    from llmg.core.errors import Failure
+
+    try:
+        yield
+    except (Failure, TlsError, Unstartable) as error:
+        _give_up(f"{error}{_said_at(error, config)}")
+    except (SettingsError, Exposed) as error:
+        _give_up(f"{error}{_said_at(error, config)}", 2)
+
+
+def _said_at(error: Exception, config: Path | None) -> str:
+    """Who said what is wrong, where that is known."""
+    from llmg.boot.settings import origin
+
+    keys = getattr(error, "keys", ())
+    return f" ({origin(keys, config)})" if keys else ""
+
+
+async def _serving(settings: Settings, listeners: Listeners, source: Source, catalog: Document | None) -> None:
     from llmg.boot.serve import run_alone
 
     if settings.server.workers == 1:
-        await run_alone(settings, listeners, source)
+        await run_alone(settings, listeners, source, catalog)
         return
     from llmg.boot.supervisor import NobodyServes, supervise
 
@@ -296,39 +321,42 @@ def routes_explain(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     config: Annotated[
-        Path | None, typer.Option("-c", "--config", help="Ask no gateway, but this configuration alone.")
+        Path | None,
+        typer.Option(
+            "-c", "--config", help="Ask no gateway, but this configuration alone; --api-key is then one of its."
+        ),
     ] = None,
 ) -> None:
     """Say which targets a request would be asked of, in which order, and why. Nobody is asked."""
     from llmg.boot import routes
+    from llmg.boot.exposure import Exposed
+    from llmg.boot.settings import SettingsError
     from llmg.core.errors import Failure
 
+    if config is not None and (url is not None or grpc or ca is not None):
+        _give_up("--config asks no gateway: it excludes --url, --grpc and --ca", 2)
     try:
         if config is None:
             found = routes.by_gateway(_dial(url, grpc, api_key, ca), model, prompt)
         else:
-            found = routes.by_config(_load(config), model, prompt)
+            found = routes.by_config(_load(config), api_key, model, prompt)
     except Failure as failure:
         _give_up(failure.message)
+    except (SettingsError, Exposed) as error:
+        _give_up(str(error), 2)
     routes.show(found, as_json)
 
 
 @config_app.command("check")
 def config_check(config: ConfigFile = None) -> None:
     """Say what is wrong with the configuration, or that nothing is."""
-    from llmg.boot import build, tls
-    from llmg.boot.settings import SettingsError, files
-    from llmg.core.errors import Failure
+    from llmg.boot.preflight import check_start
+    from llmg.boot.settings import files
 
     settings = _load(config)
-    try:
-        build.check(settings)
-        tls.check(settings)
+    with _telling(config):
+        check_start(settings)
         settings, unchecked = _with_catalog(settings) if settings.catalog else (settings, "")
-    except (Failure, tls.TlsError) as error:
-        _give_up(str(error))
-    except SettingsError as error:
-        _give_up(str(error), 2)
     read = ", ".join(str(file) for file in files(config)) or "the default, as there is no file"
     typer.echo(f"ok: {read}; {_counted(settings)}{unchecked}")
 

@@ -20,7 +20,7 @@ from llmg.boot import build, tls
 from llmg.boot.administration import make_admin, make_store
 from llmg.boot.checks import Checks
 from llmg.boot.current import Current
-from llmg.boot.exposure import on_loopback
+from llmg.boot.exposure import on_loopback, sees_details
 from llmg.boot.limits import make_limiter, make_redis, make_shared_limiter
 from llmg.boot.observe import LogObserver
 from llmg.boot.resilience import make_prober
@@ -32,10 +32,11 @@ from llmg.core.context import Principal
 from llmg.core.way import HEADERS
 from llmg.doors.http.guard import Guard
 from llmg.doors.http.pages import graphiql_assets, make_docs
+from llmg.doors.http.refusing import ByPath
 from llmg.doors.rest.app import Routes, make_door, openai_routes
 from llmg.doors.rest.explain import ExplainRoute
 from llmg.doors.rest.inference import ChatCompletions, Embeddings
-from llmg.ports import CatalogStore, Clock, Ids, Launcher, Limiter, Provider
+from llmg.ports import CatalogStore, Clock, Document, Ids, Launcher, Limiter, Provider
 from llmg.providers.http import Transport
 from llmg.routing.limits.limited import Limited
 from llmg.routing.probes import Prober
@@ -94,8 +95,8 @@ def _scope(current: Current) -> Callable[[Principal], LevelScope]:
     return lambda principal: principal.scope or current.scope
 
 
-def _explain(current: Current, clock: Clock) -> Explain:
-    return Explain(_scope(current), clock)
+def _explain(current: Current, limiter: Limiter, clock: Clock) -> Explain:
+    return Explain(_scope(current), limiter, clock, lambda principal: sees_details(current.settings, principal))
 
 
 def _model_service(current: Current) -> service.Models:
@@ -114,8 +115,17 @@ def _store(current: Current, redis: Redis | None) -> CatalogStore:
     return make_store(lambda: current.settings, redis)
 
 
-def _administering(current: Current, store: CatalogStore, clock: Clock, ids: Ids) -> tuple[Admin, Following]:
-    return make_admin(store=store, settings=lambda: current.settings, apply=current.apply_tenants, clock=clock, ids=ids)
+def _administering(
+    current: Current, store: CatalogStore, clock: Clock, ids: Ids, held: Document | None
+) -> tuple[Admin, Following]:
+    return make_admin(
+        store=store,
+        settings=lambda: current.settings,
+        apply=current.apply_tenants,
+        clock=clock,
+        ids=ids,
+        held=held,
+    )
 
 
 class Wired(Struct, frozen=True):
@@ -131,7 +141,14 @@ class Wired(Struct, frozen=True):
     draining: Draining
 
 
-def _http(wired: Wired) -> ASGIApp:
+class Front(Struct, frozen=True):
+    """What an HTTP server serves, and in which words it says no itself."""
+
+    app: ASGIApp
+    words: ByPath
+
+
+def _http(wired: Wired) -> Front:
     """What the HTTP server serves."""
     settings = wired.settings
     routes = []
@@ -146,17 +163,18 @@ def _http(wired: Wired) -> ASGIApp:
     return _guarded(wired, routes, settings.http.bind[0])
 
 
-def _graphql_alone(wired: Wired) -> ASGIApp:
+def _graphql_alone(wired: Wired) -> Front:
     """What GraphQL's own server serves."""
     bind = wired.settings.graphql.bind
     assert bind is not None
     return _guarded(wired, [_graphql(wired)], bind[0])
 
 
-def _guarded(wired: Wired, routes: Sequence[Routes], host: str) -> ASGIApp:
+def _guarded(wired: Wired, routes: Sequence[Routes], host: str) -> Front:
     """A door of these, behind what looks at where requests come from."""
     http = wired.settings.http
-    app: ASGIApp = make_door(*routes, version=version, draining=wired.draining)
+    door = make_door(*routes, version=version, draining=wired.draining)
+    app: ASGIApp = door
     if http.origins:
         from starlette.middleware.cors import CORSMiddleware
 
@@ -169,13 +187,19 @@ def _guarded(wired: Wired, routes: Sequence[Routes], host: str) -> ASGIApp:
             max_age=3600,
         )
     hosts = http.hosts if http.hosts or on_loopback(host) else None
-    app = Guard(app, hosts=hosts, origins=http.origins, off=lambda: wired.current.catalog.anonymous is None)
+    app = Guard(
+        app,
+        hosts=hosts,
+        origins=http.origins,
+        off=lambda: wired.current.catalog.anonymous is None,
+        words=door.words,
+    )
     if http.forwarded_allow_ips:
         from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
         proxied: Any = ProxyHeadersMiddleware(cast(Any, app), trusted_hosts=list(http.forwarded_allow_ips))
         app = proxied
-    return app
+    return Front(app, door.words)
 
 
 def _rest(wired: Wired) -> Routes:
@@ -191,6 +215,7 @@ def _rest(wired: Wired) -> Routes:
 
 def _graphql(wired: Wired) -> Routes:
     from llmg.doors.graphql.app import make_graphql  # brings strawberry along
+    from llmg.doors.graphql.exchange import words
 
     http, graphql = wired.settings.http, wired.settings.graphql
     app = make_graphql(
@@ -209,7 +234,7 @@ def _graphql(wired: Wired) -> Routes:
         graphiql=graphql.graphiql,
     )
     pages = graphiql_assets() if graphql.graphiql else {}
-    return Routes({"/graphql": app, **pages}, sockets={"/graphql": app})
+    return Routes({"/graphql": app, **pages}, sockets={"/graphql": app}, words={"/graphql": words})
 
 
 def _websocket(wired: Wired) -> Routes:
@@ -229,7 +254,7 @@ def _websocket(wired: Wired) -> Routes:
 
 
 def _gateway(wired: Wired) -> Routes:
-    from llmg.doors.gateway.app import make_gateway  # brings protobuf along
+    from llmg.doors.gateway.app import make_gateway, words  # brings protobuf along
     from llmg.doors.gateway.inprocess import InProcess
     from llmg.doors.grpc.served import DESCRIPTORS, handlers
     from llmg.doors.grpc.services import Inference
@@ -244,7 +269,7 @@ def _gateway(wired: Wired) -> Routes:
         heartbeat=wired.settings.http.heartbeat,
     )
     exact = dict.fromkeys(fixed_paths(table), app) | (_docs() if wired.settings.gateway.docs else {})
-    return Routes(exact, {"/api/{path:rest}": app})
+    return Routes(exact, {"/api/{path:rest}": app}, words={"/api": words})
 
 
 def _docs() -> dict[str, ASGIApp]:
@@ -279,10 +304,12 @@ def _grpc(wired: Wired) -> Any:
 
 
 class Container(containers.DeclarativeContainer):
-    """Everything of one gateway process. `settings` and `launcher` are given to it."""
+    """Everything of one gateway process. `settings` and `launcher` are given to it, and `held`: what the catalog holds,
+    where its tenants are in the settings already."""
 
     settings = providers.Dependency(instance_of=Settings)
     launcher: providers.Dependency[Launcher | None] = providers.Dependency()
+    held: providers.Dependency[Document | None] = providers.Dependency(default=providers.Object(None))
 
     clock = providers.Singleton(SystemClock)
     ids = providers.Singleton(RandomIds)
@@ -299,11 +326,11 @@ class Container(containers.DeclarativeContainer):
     limiter = providers.Singleton(_limiter, settings, redis, clock)
     pipeline = providers.Singleton(_pipeline, current, limiter, clock)
     model_service = providers.Singleton(_model_service, current)
-    explain = providers.Singleton(_explain, current, clock)
+    explain = providers.Singleton(_explain, current, limiter, clock)
     authenticator = providers.Singleton(_authenticator, current, clock)
     admission = providers.Singleton(Admission, authenticator, clock, ids, observer)
     store: providers.Singleton[CatalogStore] = providers.Singleton(_store, current, redis)
-    administering = providers.Singleton(_administering, current, store, clock, ids)
+    administering = providers.Singleton(_administering, current, store, clock, ids, held)
     admin = providers.Callable(itemgetter(0), administering)
     following = providers.Callable(itemgetter(1), administering)
     wired = providers.Singleton(Wired, settings, current, pipeline, admission, model_service, explain, admin, draining)

@@ -31,7 +31,7 @@ class Current:
         """Held from the look at what is in force to the change."""
         self._needs = needs
         self._clock = clock
-        self._scopes, self.catalog = _compiled(needs, clock, "")
+        self._scopes, self.catalog = compiled(needs, clock)
         _make(self._scopes, self.catalog)
 
     @property
@@ -54,7 +54,7 @@ class Current:
         check_closed(self.settings, settings)
         await asyncio.to_thread(check, settings)
         needs = replace(self._needs, settings=settings)
-        scopes, catalog = await asyncio.to_thread(_compiled, needs, self._clock, version)
+        scopes, catalog = await asyncio.to_thread(compiled, needs, self._clock, version)
         before = self._scopes
         try:
             _make(scopes, catalog)
@@ -83,8 +83,8 @@ def check(settings: Settings) -> None:
     build.check(settings)
 
 
-def _compiled(needs: build.Needs, clock: Clock, version: str) -> tuple[Scopes, Catalog]:
-    """Pure: nothing is made of it yet, so it may take its time on a thread."""
+def compiled(needs: build.Needs, clock: Clock, version: str = "") -> tuple[Scopes, Catalog]:
+    """What may be asked for by whom. Pure: nothing is made of it yet, so it may take its time on a thread."""
     levels, _ = names(needs.settings)
     scopes = build.make_scopes(needs, [*dict.fromkeys(levels.values())], int(clock.time()))
     return scopes, compile_catalog(needs.settings, levels, scopes.scope, version)

@@ -7,17 +7,30 @@ import socket
 import structlog
 
 from llmg.boot.settings import Settings
+from llmg.boot.settings.problems import Keys
+from llmg.core.context import ADMIN, Principal
+from llmg.core.loopback import is_loopback
 
 log = structlog.get_logger("llmg.exposure")
 
 
 class Exposed(Exception):
-    """Others could use the gateway without a key. The message says where, and what to do."""
+    """Others could use the gateway without a key. The message says where, and what to do. `keys`: where it is said."""
+
+    def __init__(self, message: str, keys: Keys = ()) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 def everybody(settings: Settings) -> bool:
     """May anybody ask, without a key? Where nothing is said of who may."""
     return not (settings.keys or settings.admin.keys or settings.tenants or settings.catalog)
+
+
+def sees_details(settings: Settings, principal: Principal) -> bool:
+    """Is the caller told how targets do and what is noted of them? Administrators are, and everybody where nobody needs
+    a key, or where the settings say so."""
+    return ADMIN in principal.roles or settings.server.explain == "everybody" or everybody(settings)
 
 
 def check_closed(old: Settings, new: Settings) -> None:
@@ -36,7 +49,8 @@ def check_exposure(settings: Settings) -> None:
             raise Exposed(
                 f"{name}.server_addr is {host_and_port((host, port))}, where others can reach it, and "
                 "there are no keys, so everybody could ask: either set keys (`keys` or `tenants`), or say that "
-                "everybody may with --insecure (server.insecure: true)"
+                "everybody may with --insecure (server.insecure: true)",
+                (name, "server_addr"),
             )
 
 
@@ -80,8 +94,6 @@ def bound(settings: Settings) -> dict[str, tuple[str, int]]:
 
 def on_loopback(host: str) -> bool:
     """Does this host, by name or address, lead nowhere but to this machine?"""
-    from llmg.doors.http.guard import is_loopback  # brings starlette along
-
     if is_loopback(host):
         return True
     try:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import ssl
 
     import grpc
-    from starlette.types import ASGIApp
+
+    from llmg.doors.rest.app import Door
 
 _BACKLOG: Final = 2048
 _ADDRESS: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:]*)):(?P<port>[0-9]{1,5})")
@@ -167,7 +168,8 @@ async def serve(gateway: Gateway, listener: socket.socket) -> None:
 
     from llmg.boot.exposure import host_and_port
     from llmg.boot.serve import stop_on_signals
-    from llmg.doors.http.guard import Guard, is_loopback
+    from llmg.core.loopback import is_loopback
+    from llmg.doors.http.guard import Guard
     from llmg.doors.http.server import HttpServer
 
     log = structlog.get_logger("llmg.gateway")
@@ -176,8 +178,12 @@ async def serve(gateway: Gateway, listener: socket.socket) -> None:
         app, rpcs = await make_app(gateway, channel, stop.is_set)
         server = HttpServer(
             Guard(
-                app, hosts=gateway.hosts if is_loopback(listener.getsockname()[0]) else None, origins=gateway.origins
+                app,
+                hosts=gateway.hosts if is_loopback(listener.getsockname()[0]) else None,
+                origins=gateway.origins,
+                words=app.words,
             ),
+            words=app.words,
             max_headers=64 << 10,
             header_timeout=10.0,
             body_timeout=60.0,
@@ -195,13 +201,13 @@ async def serve(gateway: Gateway, listener: socket.socket) -> None:
         log.info("stopped", cut_off=await server.drain(gateway.grace))
 
 
-async def make_app(gateway: Gateway, channel: grpc.aio.Channel, draining: Callable[[], bool]) -> tuple[ASGIApp, int]:
+async def make_app(gateway: Gateway, channel: grpc.aio.Channel, draining: Callable[[], bool]) -> tuple[Door, int]:
     """All that `llmg-gateway` answers, and how many RPCs of the server have a rule for HTTP. Raises Failure."""
     import msgspec
 
     from llmg.boot.version import version
     from llmg.core.errors import Failure, Kind
-    from llmg.doors.gateway.app import make_gateway
+    from llmg.doors.gateway.app import make_gateway, words
     from llmg.doors.gateway.remote import Remote, describe
     from llmg.doors.http.pages import make_docs
     from llmg.doors.rest.app import Routes, make_door
@@ -219,7 +225,8 @@ async def make_app(gateway: Gateway, channel: grpc.aio.Channel, draining: Callab
     this = version()
     title = ", ".join(sorted({binding.rpc.containing_service.file.package for binding in table})) or "gRPC"
     docs = make_docs(msgspec.json.encode(openapi(table, title=title, version=this["version"])))
-    routes = Routes(exact={**dict.fromkeys(fixed_paths(table), door), **docs}, patterns={"/{path:rest}": door})
+    exact = {**dict.fromkeys(fixed_paths(table), door), **docs}
+    routes = Routes(exact, {"/{path:rest}": door}, words={"": words})
     return make_door(routes, version=lambda: this, draining=draining), len({binding.path for binding in table})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urljoin
 
@@ -18,7 +19,7 @@ from llmg.ports import Random
 from llmg.providers.http import Transport
 from llmg.providers.openai import Reach
 from llmg.routing import breaker, hedge, probes, queue, retries
-from llmg.routing.health import Health
+from llmg.routing.health import Change, Health
 
 log = structlog.get_logger("llmg.health")
 
@@ -30,8 +31,8 @@ class State(Struct, frozen=True):
     queue: queue.Queue | None
 
 
-def make_state(config: Resilience) -> State:
-    """Of a target that nothing is known of yet."""
+def make_state(config: Resilience, provider: str, model: str) -> State:
+    """Of a target that nothing is known of yet. What becomes of it is logged."""
     own = config.breaker
     limits = breaker.Limits(
         enabled=own.enabled,
@@ -43,12 +44,32 @@ def make_state(config: Resilience) -> State:
         probes=own.probes,
     )
     places = queue.Limits(max_in_flight=config.max_in_flight, max_queue=config.max_queue, timeout=config.queue_timeout)
-    health = Health(limits, config.max_cooldown)
+    health = Health(limits, config.max_cooldown, partial(_log_change, provider, model))
     if not config.max_in_flight:
         return State(health, None)
     queued = queue.Queue(places, health.crowded)
     health.waiting = lambda: queued.places.waiting
     return State(health, queued)
+
+
+CHANGES: Final = {  # in the log
+    None: "the target asked to be left alone",
+    breaker.State.OPEN: "the target fails, and is left alone: its circuit is open",
+    breaker.State.HALF_OPEN: "the target may be tried out: its circuit is half-open",
+    breaker.State.CLOSED: "the target answers again: its circuit is closed",
+}
+
+
+def _log_change(provider: str, model: str, change: Change) -> None:
+    """What repeats itself, as the trouble lasts, only for those who look closely: it may come with each request."""
+    warns = change.circuit is breaker.State.OPEN
+    level = log.debug if change.again else log.warning if warns else log.info
+    told: dict[str, Any] = {}
+    if change.seconds:
+        told["again_in"] = round(change.seconds, 3)
+    if change.failure is not None:
+        told |= {"kind": change.failure.kind.value, "reason": change.failure.message}
+    level(CHANGES[change.circuit], provider=provider, model=model, **told)
 
 
 def make_prober(random: Random) -> probes.Prober:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 import msgspec
 from rich.console import Console
@@ -10,15 +11,24 @@ from rich.table import Table
 from rich.text import Text as Words
 
 from llmg.boot import build
+from llmg.boot.administration import load_catalog
 from llmg.boot.chat import Dial
+from llmg.boot.current import compiled
 from llmg.boot.launching import LazyLauncher
+from llmg.boot.limits import make_limiter
 from llmg.boot.settings import Settings
 from llmg.boot.system import RandomIds, SystemClock
-from llmg.core.context import Context
+from llmg.core.context import Context, Principal
+from llmg.core.errors import Failure, Kind
 from llmg.core.explanation import Candidate, Explanation, Stage
 from llmg.core.request import Chat, Message, Text
+from llmg.ports import Clock
 from llmg.providers.http import Transport
+from llmg.routing.catalog import Catalog
+from llmg.services.admission import Authenticator
 from llmg.services.explain import Explain
+
+_PATIENCE: Final = 5.0  # seconds for the catalog in Redis to be read
 
 
 def by_gateway(dial: Dial, model: str, prompt: str) -> Explanation:
@@ -31,23 +41,47 @@ def by_gateway(dial: Dial, model: str, prompt: str) -> Explanation:
     return asyncio.run(ask())
 
 
-def by_config(settings: Settings, model: str, prompt: str) -> Explanation:
-    """As a gateway with these settings would see it when it starts, for who has no tenant. Raises Failure."""
+def by_config(settings: Settings, api_key: str | None, model: str, prompt: str) -> Explanation:
+    """As a gateway with these settings would see it when it starts, in full: for whose key that is; None: for who
+    belongs to no level but the root. Raises SettingsError, Failure or Exposed."""
 
     async def ask() -> Explanation:
         transport, launcher, clock = Transport(), LazyLauncher(), SystemClock()
-        needs = build.Needs(settings, transport, launcher)
+        needs = build.Needs(await _whole(settings, api_key), transport, launcher)
         try:
-            scope = build.make_models(needs, int(clock.time()))
+            _, catalog = compiled(needs, clock)
+            principal = _principal(catalog, api_key, clock)
             new = RandomIds().new()
-            context = Context(id=new, request_id=new, door="cli", created=int(clock.time()))
+            context = Context(id=new, request_id=new, door="cli", created=int(clock.time()), principal=principal)
             chat = Chat(model=model, messages=(Message(role="user", parts=(Text(prompt),)),))
-            return Explain(lambda _: scope, clock).explain(chat, context)
+            explain = Explain(lambda of: of.scope, make_limiter(clock), clock, lambda _: True)
+            return await explain.explain(chat, context)
         finally:
             await needs.close()
             await launcher.aclose()
 
     return asyncio.run(ask())
+
+
+async def _whole(settings: Settings, api_key: str | None) -> Settings:
+    """With the tenants of the catalog that they name, where the key may be one of theirs."""
+    if api_key is None or settings.catalog is None:
+        return settings
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return await load_catalog(settings, peek=True)
+    except TimeoutError:
+        words = f"the catalog in Redis did not answer within {_PATIENCE:g} seconds"
+        raise Failure(Kind.UPSTREAM_UNAVAILABLE, words) from None
+
+
+def _principal(catalog: Catalog, api_key: str | None, clock: Clock) -> Principal:
+    if api_key is None and catalog.anonymous is None:
+        return Principal(scope=catalog.scope)
+    try:
+        return Authenticator(lambda: catalog, clock).authenticate(api_key)
+    except Failure as failure:
+        raise Failure(failure.kind, f"--api-key (or LLMG_API_KEY): {failure.message}") from None
 
 
 def show(explanation: Explanation, as_json: bool) -> None:

@@ -17,6 +17,7 @@ from llmg.boot.live import Definition, Live, Upstream
 from llmg.boot.settings import Provider
 from llmg.boot.settings.fingerprint import fingerprint
 from llmg.boot.settings.models import FlatModel
+from llmg.boot.settings.providers import ResilienceOverrides
 from llmg.providers.http import Transport
 from llmg.routing.catalog import Names, Scope
 from llmg.routing.models import Group, Target, only
@@ -56,11 +57,15 @@ class Scopes:
         self._homes: dict[int, Home] = {}  # by the identity of models, which the names keep
         self._sites: dict[int, _Site] = {}  # by the identity of providers, which the sites keep
         self._ids: dict[tuple[str, int], bytes] = {}  # likewise
+        self._declared: dict[str, dict[str, set[ResilienceOverrides]]] = {}
         for names in levels:
             for name, model in names.own.items():
                 if id(model) not in self._homes:
                     print = fingerprint(model, make.ground)
                     self._homes[id(model)] = Home(names, name, Definition(names.path, name, print))
+                    for target in model.targets:
+                        models = self._declared.setdefault(target.provider, {})
+                        models.setdefault(target.model, set()).add(target.resilience)
 
     def scope(self, names: Names[FlatModel], providers: Providers) -> LevelScope:
         """What may be asked for where names and providers are these."""
@@ -72,11 +77,11 @@ class Scopes:
 
     def expect(self) -> None:
         """From now on, what is made is kept: when all scopes are made, and before the first model is."""
-        self._live.expect(self._definitions(), self._ids.values())
+        self._live.expect(self._definitions(), self._ids.values(), self._declared)
 
     def take_over(self, transport: Transport) -> None:
         """From now on, nothing is kept that only other configurations need."""
-        self._live.keep(self._definitions(), self._ids.values(), transport)
+        self._live.keep(self._definitions(), self._ids.values(), self._declared, transport)
 
     def _definitions(self) -> Iterator[Definition]:
         return (home.definition for home in self._homes.values())

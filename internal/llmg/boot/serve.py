@@ -6,25 +6,23 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import structlog
 from dependency_injector import providers
-from starlette.types import ASGIApp
 
-from llmg.boot import collector, tls
+from llmg.boot import collector, hangup, tls
 from llmg.boot.administration import following, take_over
-from llmg.boot.container import Container
+from llmg.boot.container import Container, Front
 from llmg.boot.exposure import host_and_port
 from llmg.boot.launching import LazyLauncher
 from llmg.boot.reload import Reloader, Source
 from llmg.boot.settings import Settings
 from llmg.boot.version import version
 from llmg.doors.http.server import HttpServer
-from llmg.ports import Launcher
+from llmg.ports import Document, Launcher
 
 log = structlog.get_logger("llmg.serve")
 
@@ -73,10 +71,11 @@ def addresses(settings: Settings, listeners: Listeners) -> dict[str, str]:
     return {"address" if name == "http" else f"{name}_address": at(it, settings) for name, it in listeners.items()}
 
 
-def _http_server(settings: Settings, app: ASGIApp, draining: Callable[[], bool]) -> HttpServer:
+def _http_server(settings: Settings, front: Front, draining: Callable[[], bool]) -> HttpServer:
     http = settings.http
     return HttpServer(
-        app,
+        front.app,
+        words=front.words,
         max_headers=http.max_headers,
         header_timeout=http.header_timeout,
         body_timeout=http.body_timeout,
@@ -97,17 +96,19 @@ async def serve(
     stop: asyncio.Event,
     source: Source | None = None,
     ready: Callable[[], None] = lambda: None,
+    held: Document | None = None,
 ) -> None:
     """Serves until `stop` is set, then drains. The launcher is the caller's to close. `source`: where the settings come
-    from, to be watched. `ready` is called as soon as it serves. Raises Failure where it can't begin to."""
-    container = Container(settings=settings, launcher=providers.Object(launcher))
+    from, to be watched. `ready` is called as soon as it serves. `held`: what the catalog holds, if the settings have
+    its tenants already. Raises Failure where it can't begin to."""
+    container = Container(settings=settings, launcher=providers.Object(launcher), held=providers.Object(held))
     draining = container.draining()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(container.needs().close)
-        if not await _start(container, stack, stop):
+        if not await _start(container, stack, stop, known=held is not None):
             return
-        apps = {"http": container.http, "graphql": container.graphql}
-        servers = {name: _http_server(settings, apps[name](), draining) for name in listeners}
+        fronts = {"http": container.http, "graphql": container.graphql}
+        servers = {name: _http_server(settings, fronts[name](), draining) for name in listeners}
         this = version()  # asked here, as it may take a moment, and then known
         where: dict[str, Any] = {**addresses(settings, listeners), "pid": os.getpid()}
         doors: list[Any] = list(servers.values())
@@ -118,14 +119,13 @@ async def serve(
             doors.append(grpc)
         for name, server in servers.items():
             await server.start(listeners[name])
-        collector.calm()
+        ready()
         if not settings.providers:
             log.warning("no providers are configured: there is no model to ask for")
         if source is not None:
             reloader = Reloader(source, container.current(), reloaded=container.following().reconsider)
             await stack.enter_async_context(watching(reloader))
         log.info("ready", **where, models=sorted(settings.models), version=this["version"], commit=this["commit"])
-        ready()
         await stop.wait()
         draining.on = True
         log.info("draining", grace=settings.server.grace)
@@ -133,8 +133,9 @@ async def serve(
         log.info("stopped", cut_off=sum(await asyncio.gather(*drains)))
 
 
-async def _start(container: Container, stack: AsyncExitStack, stop: asyncio.Event) -> bool:
-    """What runs beside the requests, until the stack is left. False: it was stopped before that."""
+async def _start(container: Container, stack: AsyncExitStack, stop: asyncio.Event, *, known: bool) -> bool:
+    """What runs beside the requests, until the stack is left. `known`: the catalog is. False: it was stopped before
+    that."""
     redis = container.redis()
     if redis is not None:
         await redis.start()
@@ -142,7 +143,7 @@ async def _start(container: Container, stack: AsyncExitStack, stop: asyncio.Even
         limiter: Any = container.limiter()  # the one that is shared
         await limiter.start()
         stack.push_async_callback(limiter.aclose)
-    if not await take_over(container.following(), stop):  # else no key of the catalog is known
+    if not known and not await take_over(container.following(), stop):  # else no key of the catalog is known
         return False
     await stack.enter_async_context(following(container.following()))
     container.current()  # tells the prober what to check
@@ -154,20 +155,12 @@ async def _start(container: Container, stack: AsyncExitStack, stop: asyncio.Even
 
 @asynccontextmanager
 async def watching(reloader: Reloader) -> AsyncIterator[None]:
-    """Keeps what is in force as its files say; SIGHUP has them read at once.
-
-    Not where there is a terminal: there SIGHUP tells that it is gone, and ends the process.
-    """
-    loop = asyncio.get_running_loop()
-    asked = not sys.stdin.isatty()
-    if asked:
-        loop.add_signal_handler(signal.SIGHUP, reloader.ask)
-    task = loop.create_task(reloader.run(), name="reload")
+    """Keeps what is in force as its files say; SIGHUP has them read at once."""
+    task = asyncio.create_task(reloader.run(), name="reload")
     try:
-        yield
+        with hangup.heard(reloader.ask):
+            yield
     finally:
-        if asked:
-            loop.remove_signal_handler(signal.SIGHUP)
         task.cancel()
         await asyncio.wait({task})
 
@@ -194,10 +187,11 @@ def stop_on_signals(again: Callable[[signal.Signals], None] | None = None) -> as
     return stop
 
 
-async def run_alone(settings: Settings, listeners: Listeners, source: Source) -> None:
-    """The whole gateway in this process, with its engines below it. Raises Failure where it can't begin."""
+async def run_alone(settings: Settings, listeners: Listeners, source: Source, held: Document | None = None) -> None:
+    """The whole gateway in this process, with its engines below it. `held`: see `serve`. Raises Failure where it can't
+    begin."""
     stop = stop_on_signals()
     async with AsyncExitStack() as stack:
         launcher = LazyLauncher()
         stack.push_async_callback(launcher.aclose)
-        await serve(settings, listeners, launcher, stop, source)
+        await serve(settings, listeners, launcher, stop, source, collector.calm, held)

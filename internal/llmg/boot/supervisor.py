@@ -26,6 +26,7 @@ from typing import Final
 
 import structlog
 
+from llmg.boot import hangup
 from llmg.boot.current import check
 from llmg.boot.exposure import check_closed
 from llmg.boot.launching import LazyLauncher
@@ -187,7 +188,7 @@ class _Worker:
         words = [sys.executable, "-m", "llmg.boot.worker", path, *(f"{name}={fd}" for name, fd in fds.items())]
         link, theirs = socket.socketpair()
         try:
-            with theirs:
+            with theirs, hangup.held_at_birth():
                 self._child = subprocess.Popen(
                     words, stdin=theirs.fileno(), pass_fds=tuple(fds.values()), start_new_session=True
                 )

@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from llmg.boot.settings import Settings, Tls
+from llmg.boot.settings.problems import Keys
 
 
 class TlsError(Exception):
-    """A certificate or key that can't be used; says which file."""
+    """A certificate or key that can't be used; says which file. `keys`: the setting's place."""
+
+    def __init__(self, message: str, keys: Keys = ()) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 def context(tls: Tls, protocols: list[str]) -> ssl.SSLContext:
@@ -26,10 +31,7 @@ def context(tls: Tls, protocols: list[str]) -> ssl.SSLContext:
         reason = error.reason or "not in PEM"
         raise TlsError(f"the certificate {tls.cert} and the key {tls.key} can't be used: {_said(reason)}") from None
     if tls.client_ca is not None:
-        try:
-            made.load_verify_locations(cadata=_read(tls.client_ca).decode("ascii"))
-        except (ssl.SSLError, UnicodeDecodeError):
-            raise TlsError(f"{tls.client_ca} holds no certificates in PEM") from None
+        _trust(made, tls.client_ca)
         made.verify_mode = ssl.CERT_REQUIRED
     return made
 
@@ -52,7 +54,19 @@ def check(settings: Settings) -> None:
         try:
             context(tls, [])
         except TlsError as error:
-            raise TlsError(f"{name}.tls: {error}") from None
+            raise TlsError(f"{name}.tls: {error}", (name, "tls")) from None
+    if settings.redis is not None and settings.redis.ca is not None:
+        try:
+            _trust(ssl.create_default_context(), settings.redis.ca)
+        except TlsError as error:
+            raise TlsError(f"redis.ca: {error}", ("redis", "ca")) from None
+
+
+def _trust(context: ssl.SSLContext, issuers: Path) -> None:
+    try:
+        context.load_verify_locations(cadata=_read(issuers).decode("ascii"))
+    except (ssl.SSLError, UnicodeDecodeError):
+        raise TlsError(f"{issuers} holds no certificates in PEM") from None
 
 
 def _read(file: Path) -> bytes:

@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, suppress
 import structlog
 import uvloop
 
-from llmg.boot import logs
+from llmg.boot import collector, logs
 from llmg.boot.reload import Source
 from llmg.boot.serve import READY, Listeners, serve, stop_on_signals
 from llmg.boot.settings import Settings
@@ -39,10 +39,11 @@ async def work(settings: Settings, source: Source, listeners: Listeners, path: s
     async with AsyncExitStack() as stack:
         launcher = RemoteLauncher(path)
         stack.push_async_callback(launcher.aclose)
-        await serve(settings, listeners, launcher, stop, source, _tell_supervisor)
+        await serve(settings, listeners, launcher, stop, source, _ready)
 
 
-def _tell_supervisor() -> None:
+def _ready() -> None:
+    collector.calm()
     with suppress(OSError):  # it is gone
         os.write(sys.stdin.fileno(), READY)
 

@@ -64,7 +64,10 @@ class Attempt(Struct, kw_only=True):
 
 
 class Observer:
-    """Told what happens to a request; does nothing. Tracing, metrics and records override what they need."""
+    """Told of each try for a request; does nothing. Who wants to know overrides what it needs.
+
+    How the request itself began and ended is seen by a wrapper around the pipeline.
+    """
 
     def attempt_started(self, context: Context, attempt: Attempt) -> None:
         """A target is being tried."""
@@ -74,12 +77,6 @@ class Observer:
 
     def committed(self, context: Context, attempt: Attempt) -> None:
         """Its first content is on the way to the client."""
-
-    def refused(self, context: Context, failure: Failure) -> None:
-        """A door turned the request away before it was asked of anyone."""
-
-    def finished(self, context: Context, failure: Failure | None) -> None:
-        """The request is over."""
 
 
 SILENT = Observer()

@@ -13,7 +13,9 @@ Verdict = Literal["candidate", "rejected"]
 
 class Candidate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A target. `place`: in the order of all on the way, from 1; None: it is rejected. `reason`: why this place, with
-    what `score` is, or why it is rejected. `tier`: where the policy has tiers."""
+    what `score` is, or why it is rejected. `tier`: where the policy has tiers.
+
+    In outline, `reason` says less, and there are no `score`, `price`, `region` and `labels`."""
 
     provider: str
     model: str

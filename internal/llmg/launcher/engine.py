@@ -199,7 +199,7 @@ def options(spec: Spec) -> pb.ModelOptions:
         ModelFile=spec.file,
         ModelPath=os.path.dirname(spec.file),
         ContextSize=spec.context_size,
-        Threads=spec.threads or cores(),
+        Threads=spec.threads or max(cores() - 1, 1),  # they spin, and stall each other where one has to wait
         Embeddings=spec.embeddings,
         MMap=True,
         Options=[f"parallel:{spec.parallel}", *spec.options],

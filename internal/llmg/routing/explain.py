@@ -1,13 +1,18 @@
 """A dry run: which targets a request would be asked of, in which order, and why not of the others.
 
-Goes by what the router goes by, at one moment. Nobody is asked, and nothing is counted.
+Goes by what the router goes by, at one moment. Nobody is asked, and no policy counts it.
+
+In full it shows how targets do and what is noted of them: latencies, requests in flight, circuits, prices, labels; by
+`prefix` also whether somebody asked the like before. In outline, who would be asked in which order and what a target
+can't do, but of the rest no more than that something is the matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from itertools import count
-from typing import Protocol
+from typing import Final, Protocol
+
+from msgspec.structs import replace
 
 from llmg.core.context import Context
 from llmg.core.explanation import Candidate, Explanation, Stage
@@ -16,9 +21,12 @@ from llmg.ports import Ranked
 from llmg.routing.ability import Demand
 from llmg.routing.breaker import State
 from llmg.routing.health import Health, fittest
-from llmg.routing.models import Group, Target
+from llmg.routing.models import Group
 from llmg.routing.policies.priority import Priority
 from llmg.routing.policies.view import View
+
+_CHOSEN: Final = "in the policy's order"
+_TROUBLE: Final = "busy or in trouble at the moment"
 
 
 class Finding(Protocol):
@@ -29,16 +37,18 @@ class Finding(Protocol):
         ...
 
 
-def explain(models: Finding, request: Request, context: Context, now: float) -> Explanation:
-    """What the router would do with this request, at `now` (monotonic seconds). Raises Failure (model_not_found)."""
+def explain(models: Finding, request: Request, context: Context, now: float, *, details: bool = True) -> Explanation:
+    """What the router would do with this request, at `now` (monotonic seconds). Raises Failure (model_not_found).
+
+    `details`: in full, not in outline.
+    """
     view = View(request, context)
     demand = Demand(request, view, context)
     group = models.find(request.model)
     fallbacks = group.fallbacks if _goes_on(group, demand) else ()
-    places = count(1)
     find = group.find or models.find
-    stages = [_stage(each, demand, view, now, places) for each in (group, *map(find, fallbacks))]
-    return Explanation(model=request.model, stages=tuple(stages))
+    run = _Run(demand, view, now, details)
+    return Explanation(model=request.model, stages=tuple([run.stage(each) for each in (group, *map(find, fallbacks))]))
 
 
 def _goes_on(group: Group, demand: Demand) -> bool:
@@ -46,17 +56,56 @@ def _goes_on(group: Group, demand: Demand) -> bool:
     return bool(demand.able(group)) or demand.failure(group).kind in group.fallback_on
 
 
-def _stage(group: Group, demand: Demand, view: View, now: float, places: Iterator[int]) -> Stage:
-    unable = {one.index: one.reason for one in demand.rejected(group)}
-    able = [index for index in range(len(group.targets)) if index not in unable]
-    fit = fittest(group.targets, able, now)
-    ranked = group.policy.rank(fit, view) if fit else ()
-    targets = [
-        *[_accepted(group, one, next(places), now) for one in ranked],
-        *[_rejected(group, index, state(group.targets[index].health, now)) for index in able if index not in fit],
-        *[_rejected(group, index, reason) for index, reason in unable.items()],
-    ]
-    return Stage(model=group.name, policy=group.policy.kind, targets=tuple(targets))
+class _Run:
+    """One explanation, stage by stage."""
+
+    def __init__(self, demand: Demand, view: View, now: float, details: bool) -> None:
+        self._demand = demand
+        self._view = view
+        self._now = now
+        self._details = details
+        self._places = count(1)
+
+    def stage(self, group: Group) -> Stage:
+        """A model, and what would become of its targets."""
+        unable = {one.index: one.reason for one in self._demand.rejected(group)}
+        able = [index for index in range(len(group.targets)) if index not in unable]
+        fit = fittest(group.targets, able, self._now)
+        targets = [
+            *[self._accepted(group, ranked) for ranked in (group.policy.rank(fit, self._view) if fit else ())],
+            *[self._candidate(group, index, self._trouble(group, index)) for index in able if index not in fit],
+            *[self._candidate(group, index, reason) for index, reason in unable.items()],
+        ]
+        return Stage(model=group.name, policy=group.policy.kind, targets=tuple(targets))
+
+    def _accepted(self, group: Group, ranked: Ranked) -> Candidate:
+        trouble = self._trouble(group, ranked.index)
+        why = ranked.why if self._details else _CHOSEN
+        candidate = self._candidate(group, ranked.index, f"{why}; {trouble}" if trouble else why)
+        score = ranked.score if self._details else None
+        return replace(candidate, verdict="candidate", place=next(self._places), score=score)
+
+    def _trouble(self, group: Group, index: int) -> str:
+        words = state(group.targets[index].health, self._now)
+        return _TROUBLE if words and not self._details else words
+
+    def _candidate(self, group: Group, index: int, reason: str) -> Candidate:
+        """Rejected, where nobody says otherwise."""
+        target = group.targets[index]
+        tiers = group.policy.tiers if isinstance(group.policy, Priority) else None
+        known = Candidate(
+            provider=target.provider,
+            model=target.model,
+            verdict="rejected",
+            reason=reason,
+            weight=target.weight,
+            tier=None if tiers is None else tiers[index],
+            context_window=target.profile.context_window,
+            capabilities=tuple(sorted(target.profile.has)),
+        )
+        if not self._details:
+            return known
+        return replace(known, price=target.price, region=target.region, labels=dict(target.labels))
 
 
 def state(health: Health, now: float) -> str:
@@ -75,35 +124,3 @@ def state(health: Health, now: float) -> str:
     if health.full:
         said.append(f"no free place: {status.in_flight} in flight, {status.queued} waiting")
     return "; ".join(said)
-
-
-def _accepted(group: Group, ranked: Ranked, place: int, now: float) -> Candidate:
-    trouble = state(group.targets[ranked.index].health, now)
-    reason = f"{ranked.why}; {trouble}" if trouble else ranked.why
-    return _candidate(group, ranked.index, reason, place, ranked.score)
-
-
-def _rejected(group: Group, index: int, reason: str) -> Candidate:
-    return _candidate(group, index, reason)
-
-
-def _candidate(
-    group: Group, index: int, reason: str, place: int | None = None, score: float | None = None
-) -> Candidate:
-    target: Target = group.targets[index]
-    tiers: Sequence[int] | None = group.policy.tiers if isinstance(group.policy, Priority) else None
-    return Candidate(
-        provider=target.provider,
-        model=target.model,
-        verdict="rejected" if place is None else "candidate",
-        place=place,
-        score=score,
-        reason=reason,
-        weight=target.weight,
-        tier=None if tiers is None else tiers[index],
-        price=target.price,
-        context_window=target.profile.context_window,
-        capabilities=tuple(sorted(target.profile.has)),
-        region=target.region,
-        labels=dict(target.labels),
-    )

@@ -84,8 +84,28 @@ class Status(Struct, frozen=True, kw_only=True):
     queued: int
 
 
+class Change(Struct, frozen=True, kw_only=True):
+    """What has become of a target: its circuit is in this state now, or (None) it asked to be left alone.
+
+    `seconds`: until it may be asked again. `failure`: what it failed with. `again`: it is more of the same trouble, as
+    its circuit has not been closed since it opened first, or it was left alone already.
+    """
+
+    circuit: State | None
+    seconds: float = 0.0
+    failure: Failure | None = None
+    again: bool = False
+
+
+Told = Callable[[Change], None]
+
+
 def _nobody() -> int:
     return 0
+
+
+def _unheard(change: Change) -> None:
+    """Nobody has to know."""
 
 
 class Health:
@@ -100,6 +120,8 @@ class Health:
         "_cool_until",
         "_limited",
         "_max_cooldown",
+        "_opened",
+        "_told",
         "_vouched",
         "breaker",
         "calm",
@@ -108,9 +130,12 @@ class Health:
         "waiting",
     )
 
-    def __init__(self, limits: Limits = LIMITS, max_cooldown: float = MAX_COOLDOWN) -> None:
-        """`max_cooldown` seconds at most are waited, whatever the target asks; 0: it asks in vain."""
+    def __init__(self, limits: Limits = LIMITS, max_cooldown: float = MAX_COOLDOWN, told: Told = _unheard) -> None:
+        """`max_cooldown` seconds at most are waited, whatever the target asks; 0: it asks in vain. `told` hears of each
+        change, but of health checks: their prober tells of them, once for all targets."""
         self._max_cooldown = max_cooldown
+        self._told = told
+        self._opened = 0  # how often its circuit has opened since it was closed
         self._cool_until = 0.0
         self._limited = False  # is it a rate limit that cools it down?
         self._vouched = False  # a check that passed has made the open circuit half-open
@@ -176,17 +201,28 @@ class Health:
     def begin(self) -> int:
         """It is being asked: the ticket for `committed` and `ended`."""
         self._asked += 1
-        return self.breaker.begin()
+        if self.calm:
+            return self.breaker.begin()
+        before = self.breaker.state
+        ticket = self.breaker.begin()
+        self._tell(before, 0.0, None)
+        return ticket
 
     def committed(self, ticket: int, now: float) -> None:
         """It has begun to answer, which is all that a probe is for: how long the answer takes doesn't matter."""
-        if self.breaker.state is not State.CLOSED:
+        before = self.breaker.state
+        if before is not State.CLOSED:
             self.breaker.succeeded(ticket, now)
             self._settle()
+            self._tell(before, now, None)
 
     def ended(self, ticket: int, now: float, failure: Failure | None) -> None:
         """It has answered, or failed, or was left."""
         self._asked -= 1
+        if failure is None and self.calm:
+            self.breaker.succeeded(ticket, now)
+            return
+        before = self.breaker.state
         verdict = Verdict.ALIVE if failure is None else VERDICTS[failure.kind]
         if verdict is Verdict.ALIVE:
             self.breaker.succeeded(ticket, now)
@@ -196,9 +232,8 @@ class Health:
             self.breaker.dropped(ticket)
         if failure is not None:
             self._cool(failure, now)
-            self._settle()
-        elif not self.calm:
-            self._settle()
+        self._settle()
+        self._tell(before, now, failure)
 
     def checked(self, *, passed: bool, down: bool) -> None:
         """A health check passed or not; by all that is known of them, the target is `down` or not.
@@ -210,15 +245,28 @@ class Health:
             self._vouched = False
         elif not self._vouched:
             self._vouched = True
+            before = self.breaker.state
             self.breaker.relent()
+            self._tell(before, 0.0, None)
         self.down_is(down)
 
     def _cool(self, failure: Failure, now: float) -> None:
         if failure.kind in COOLS and failure.retry_after is not None:
             until = now + min(failure.retry_after, self._max_cooldown)
             if until > max(now, self._cool_until):
+                again = self._cool_until > now
                 self._cool_until = until
                 self._limited = failure.kind is Kind.UPSTREAM_RATE_LIMITED
+                self._told(Change(circuit=None, seconds=until - now, failure=failure, again=again))
+
+    def _tell(self, before: State, now: float, failure: Failure | None) -> None:
+        """Where the circuit has changed."""
+        circuit = self.breaker.state
+        if circuit is before:
+            return
+        self._opened = 0 if circuit is State.CLOSED else self._opened + (circuit is State.OPEN)
+        seconds = self.breaker.retry_after(now)
+        self._told(Change(circuit=circuit, seconds=seconds, failure=failure, again=self._opened > 1))
 
     def _settle(self) -> None:
         calm = not self.full and not self.down and self._cool_until == 0.0

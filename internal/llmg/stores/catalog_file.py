@@ -3,7 +3,8 @@
 The file holds what people write. The log of changes says which version that is: each of its lines has the version
 after the change and the SHA-256 of the file then, and who reads or writes the file holds a lock on the log. A file
 that is not the one of the last line was changed by somebody else, by hand perhaps, or by a writer who died between
-file and log: whoever sees it first logs that, as `Edit`. So each version is in the log, once.
+file and log: whoever sees it first logs that, as `Edit`, and whether it can be used. So each version is in the log,
+once.
 
 The file is replaced, never written to: it is whole whenever somebody reads it, whoever dies meanwhile.
 """
@@ -18,12 +19,12 @@ import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO, Final, NoReturn, TypeVar
+from typing import Any, BinaryIO, Final, NoReturn, TypeVar
 
 import msgspec
 import structlog
@@ -55,12 +56,20 @@ _line_decoder: Final = msgspec.json.Decoder(_Line)
 _entry_decoder: Final = msgspec.json.Decoder(AuditEntry)
 
 
+def _anything(tenants: dict[str, Any]) -> None:
+    """Takes all that can be read."""
+
+
 class FileCatalog:
     """See CatalogStore. `path` may not be there yet: then the catalog is empty."""
 
-    def __init__(self, path: Path, *, interval: float = 0.25) -> None:
-        """`interval`: seconds between looks at the file. A change is told when it was seen unchanged twice."""
+    def __init__(
+        self, path: Path, *, check: Callable[[dict[str, Any]], None] = _anything, interval: float = 0.25
+    ) -> None:
+        """`check(tenants)` raises Failure where they can't be used; called on a thread. `interval`: seconds between
+        looks at the file. A change is told when it was seen unchanged twice."""
         self._path = path.absolute()
+        self._check = check
         self._interval = interval
         self._own = BytesIO()
         self._own_lock = Lock()
@@ -124,7 +133,8 @@ class FileCatalog:
 
     def _append(self, entry: AuditEntry) -> None:
         with self._ledger() as ledger:
-            self._version(ledger, self._read())
+            with suppress(Failure):  # whatever has become of the file, what was asked for is logged
+                self._version(ledger, self._read())
             ledger.append(entry, ledger.last()[1])
 
     def _entries(self, size: int, token: str) -> tuple[Sequence[AuditEntry], str]:
@@ -143,9 +153,27 @@ class FileCatalog:
             return version
         if data is None:
             raise Failure(Kind.INTERNAL, f"the catalog {self._path.name} is gone")
-        edit = AuditEntry(time=time.time(), actor="", method=EDIT, resource="", before=version, after=version + 1)
+        edit = AuditEntry(
+            time=time.time(),
+            actor="",
+            method=EDIT,
+            resource="",
+            before=version,
+            after=version + 1,
+            outcome=self._outcome(data),
+        )
         ledger.append(edit, digest)
         return version + 1
+
+    def _outcome(self, data: bytes) -> str:
+        """Of an edit: gateways that run go by it, or keep what was before."""
+        try:
+            self._check(catalog_text.parse(data))
+        except ValueError:
+            return Kind.INVALID_REQUEST.value
+        except Failure as failure:
+            return failure.kind.value
+        return "ok"
 
     def _stat(self) -> _Stat:
         try:

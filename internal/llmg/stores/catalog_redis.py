@@ -1,7 +1,8 @@
 """A catalog in Redis (or Valkey), for any number of replicas.
 
 One hash holds the version and the tenants, one stream the log of changes, one channel tells of them. A change is one
-script: all of it happens, or nothing. Names have a hash tag, so that a cluster keeps them together.
+script: all of it happens, or nothing. What was refused is in a stream of its own: anybody may be refused as often as he
+likes, and only so many entries are kept. Names have a hash tag, so that a cluster keeps them together.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ return 1
 _decode_tenants: Final = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_entry: Final = msgspec.json.Decoder(AuditEntry).decode
 _encode: Final = msgspec.json.Encoder().encode
-_ID: Final = re.compile(r"\d{1,19}-\d{1,19}\Z", re.ASCII)
+_TOKEN: Final = re.compile(r"([01])_(\d{1,19}-\d{1,19})\Z", re.ASCII)
 _WAIT: Final = (0.05, 1.0)  # seconds before a connection is tried again: the first time, and at most
 
 
@@ -45,13 +46,14 @@ class RedisCatalog:
     """See CatalogStore."""
 
     def __init__(self, redis: Redis, *, prefix: str = "llmg", poll: float = 10.0, kept: int = 10_000) -> None:
-        """`poll`: seconds after which it is looked at, though nothing was told; `kept`: entries of the log, or some
-        more. The connections are the caller's to close."""
+        """`poll`: seconds after which it is looked at, though nothing was told; `kept`: changes in the log, and as many
+        that were refused, or some more. The connections are the caller's to close."""
         self._redis = redis
         self._poll = poll
         self._kept = kept
         self._key = f"{{{prefix}:catalog}}"
         self._log = f"{self._key}:audit"
+        self._refused = f"{self._log}:refused"
         self._channel = f"{self._key}:changes"
         self._script = redis.register_script(_SAVE)
         self._known = 0  # the latest version seen
@@ -112,20 +114,27 @@ class RedisCatalog:
     async def append(self, entry: AuditEntry, /) -> None:
         """See CatalogStore."""
         with _translated():
-            await self._redis.xadd(self._log, {"entry": _encode(entry)}, maxlen=self._kept, approximate=True)
+            await self._redis.xadd(self._refused, {"entry": _encode(entry)}, maxlen=self._kept, approximate=True)
 
     async def entries(self, size: int, token: str, /) -> tuple[Sequence[AuditEntry], str]:
-        """See CatalogStore. The token is the last entry's id in the stream."""
-        if token and not _ID.match(token):
-            raise _bad_token()
+        """See CatalogStore. The token is the last entry's id, and in which of the streams it is."""
+        ends = _ends(token)
         with _translated():
             try:
-                found: Any = await self._redis.xrevrange(self._log, f"({token}" if token else "+", "-", size + 1)
+                async with self._redis.pipeline(transaction=False) as pipeline:
+                    for stream, end in zip((self._log, self._refused), ends, strict=True):
+                        pipeline.xrevrange(stream, end, "-", size + 1)
+                    streams: Any = await pipeline.execute()
             except ResponseError:
                 raise _bad_token() from None
+        found = [(_id(id), which, fields) for which, stream in enumerate(streams) for id, fields in stream]
+        found.sort(key=lambda one: one[:2], reverse=True)
         page = found[:size]
-        entries = [_decode_entry(fields.get(b"entry") or fields["entry"]) for _, fields in page]
-        return entries, _text(page[-1][0]) if len(found) > size else ""
+        entries = [_decode_entry(fields.get(b"entry") or fields["entry"]) for _, _, fields in page]
+        if len(found) == len(page):
+            return entries, ""
+        (milliseconds, number), which, _ = page[-1]
+        return entries, f"{which}_{milliseconds}-{number}"
 
     def _check(self, version: int) -> None:
         if version == 0 and self._known:
@@ -147,8 +156,20 @@ def _tenants(raw: Any) -> dict[str, Any]:
         raise Failure(Kind.INTERNAL, f"the catalog in Redis can't be used: {error}") from None
 
 
-def _text(id: Any) -> str:
-    return id.decode() if isinstance(id, bytes) else str(id)
+def _id(id: Any) -> tuple[int, int]:
+    milliseconds, _, number = (id.decode() if isinstance(id, bytes) else str(id)).partition("-")
+    return int(milliseconds), int(number)
+
+
+def _ends(token: str) -> tuple[str, str]:
+    """Where to go on in either stream. Of entries with the same id, that of the second stream comes first."""
+    if not token:
+        return "+", "+"
+    found = _TOKEN.match(token)
+    if found is None:
+        raise _bad_token()
+    id = found[2]
+    return (f"({id}", f"({id}") if found[1] == "0" else (id, f"({id}")
 
 
 def _bad_token() -> Failure:

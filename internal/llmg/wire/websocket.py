@@ -7,7 +7,9 @@ it is `done` or why not (`error`). The structs below are the frames as they stan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import IntEnum
 from typing import Annotated as Typed
 from typing import Any, Final, Literal
@@ -19,6 +21,7 @@ from msgspec.structs import replace
 from llmg.core import events, way
 from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind, invalid
+from llmg.core.explanation import Explanation as CoreExplanation
 from llmg.core.explanation import Stage
 from llmg.core.request import Chat, Embed
 from llmg.core.usage import Usage as CoreUsage
@@ -87,8 +90,8 @@ class Start(Struct, frozen=True, tag="start", forbid_unknown_fields=True):
 
 
 class Explain(Struct, frozen=True, tag="explain", forbid_unknown_fields=True):
-    """Where would this request go? `request` and `operation` are as in `start`; answered by one `explanation` or
-    `error` of that `id`. Nobody is asked."""
+    """Where would this request go? As in `start`, but answered by one `explanation`, or an `error`. Nobody is asked.
+    Limits count it as the request, but without tokens."""
 
     id: Id
     request: Raw
@@ -288,7 +291,7 @@ class Events(Struct, frozen=True, tag="events"):
     events: list[AnyEvent]
 
 
-class Explanation(Struct, frozen=True, tag="explanation"):
+class Explanation(Struct, frozen=True, kw_only=True, tag="explanation"):
     """The answer to `explain`: the model and then its fallbacks, with their targets, in the order in which they would
     be asked, those that are rejected last."""
 
@@ -296,6 +299,7 @@ class Explanation(Struct, frozen=True, tag="explanation"):
     request_id: str
     model: str
     stages: tuple[Stage, ...]
+    rate_limits: RateLimits | UnsetType = UNSET
 
 
 ServerFrame = Ready | Events | Error | Done | Explanation | Pong
@@ -317,6 +321,8 @@ class BadFrame(Exception):
 
 
 _TOO_DEEP: Final = invalid("the frame is nested too deeply")
+_NAMED: Final = ("start", "explain")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _frame: Callable[[bytes], ClientFrame] = msgspec.json.Decoder(ClientFrame).decode
 
 
@@ -328,25 +334,39 @@ def decode_frame(data: bytes) -> ClientFrame:
         given = _plain(data)
         if not isinstance(given, dict):
             raise BadFrame(invalid("the frame must be a JSON object")) from None
-        raise BadFrame(refused(error, kind=ClientFrame), _named(given)) from None
+        raise BadFrame(refused(error, kind=ClientFrame), named(given, _NAMED)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise NotJson(str(error)) from None
+        raise BadFrame(invalid(f"the frame can't be read: {error}"), named(_plain(data), _NAMED)) from None
     except RecursionError:
         raise BadFrame(_TOO_DEEP) from None
 
 
 def _plain(data: bytes) -> Any:
+    """Raises BadFrame, NotJson."""
     try:
-        return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return grammatical(data)
+    except ValueError as error:
         raise NotJson(str(error)) from None
     except RecursionError:
         raise BadFrame(_TOO_DEEP) from None
 
 
-def _named(given: dict[str, Any]) -> str | None:
+def grammatical(data: bytes | str) -> Any:
+    """JSON as its grammar has it, with the halves of surrogate pairs that JavaScript sends where a text was cut, and
+    numbers beyond all floats. Raises ValueError, RecursionError."""
+    return json.loads(data, parse_constant=_no_number)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def named(given: Any, types: Collection[str]) -> str | None:
+    """The request that a frame of these types would have started, if its id can be repeated."""
+    if not isinstance(given, dict) or given.get("type") not in types:
+        return None
     id = given.get("id")
-    return id if given.get("type") in ("start", "explain") and isinstance(id, str) and 0 < len(id) <= 128 else None
+    return id if isinstance(id, str) and 0 < len(id) <= 128 and not _SURROGATE.search(id) else None
 
 
 def decode_request(start: Start | Explain) -> Chat | Embed:
@@ -366,14 +386,22 @@ def decode_request(start: Start | Explain) -> Chat | Embed:
 _encode = msgspec.json.Encoder().encode
 
 
-def encode_frame(frame: Ready | Done | Explanation | Pong) -> str:
+def encode_frame(frame: Ready | Pong) -> str:
     """One of the frames that are as their structs are."""
     return _encode(frame).decode()
 
 
 def encode_done(id: str, context: Context) -> str:
     """The end of a request that was answered."""
-    return encode_frame(Done(id=id, request_id=context.request_id, **way.facts(context)))
+    return _encode(Done(id=id, request_id=context.request_id, **way.facts(context))).decode()
+
+
+def encode_explanation(id: str, found: CoreExplanation, context: Context) -> str:
+    """The answer to `explain`."""
+    told = Explanation(
+        id=id, request_id=context.request_id, model=found.model, stages=found.stages, **way.facts(context)
+    )
+    return _encode(told).decode()
 
 
 def encode_error(

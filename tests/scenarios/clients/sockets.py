@@ -24,7 +24,7 @@ from llmg.core.usage import Usage
 from llmg.wire import websocket as wire
 from llmg.wire.openai.embeddings import floats
 from scenarios.asking import Asked, Behind, Client, Door, Reading, Served, Shape, Told, Way, by_facts, failed, told
-from scenarios.clients.graphql import VECTORS, operation, streamed, vectors, way
+from scenarios.clients.graphql import VECTORS, operation, refused, streamed, vectors, way
 from scenarios.clients.http import SMALL, http_doors
 from support import graphql
 from support.doors import HttpDoors
@@ -199,9 +199,8 @@ class Speaker(Client):
         """See Client."""
         try:
             connection = await self._connect()
-        except InvalidStatus as refused:
-            error = msgspec.json.decode(refused.response.body or b"")["error"]
-            yield Refused(failed(Kind(error["code"]), None))
+        except InvalidStatus as status:
+            yield Refused(self.refused(msgspec.json.decode(status.response.body or b"")))
             return
         async with connection:
             if (refusal := await self.greet(connection)) is None:
@@ -210,6 +209,10 @@ class Speaker(Client):
             else:
                 yield Refused(refusal)
             connection.transport.abort()
+
+    def refused(self, body: Any) -> Told:
+        """What the answer to a handshake tells that is refused."""
+        return failed(Kind(body["error"]["code"]), None)
 
     async def _connect(self) -> ClientConnection:
         own = socket.socket()
@@ -288,6 +291,12 @@ class SpeaksGraphQL(Speaker):
     path, protocol, reading = "/graphql", "graphql-transport-ws", ByGraphQL
     word = "subscribe"
     document = graphql.STREAM
+
+    def refused(self, body: Any) -> Told:
+        """See Speaker."""
+        found = refused(body)
+        assert found is not None, body
+        return found
 
     async def greet(self, connection: ClientConnection) -> Told | None:
         """See Speaker."""

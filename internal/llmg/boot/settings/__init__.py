@@ -3,7 +3,7 @@
 `load` gives the `Settings`, or raises `SettingsError` with all that is wrong. Nothing else in llmg imports pydantic.
 """
 
-from llmg.boot.settings.loading import check_tenants, files, load, watched, with_tenants
+from llmg.boot.settings.loading import check_tenants, files, load, origin, watched, with_tenants
 from llmg.boot.settings.models import Entry, FlatModel, GroupTarget, Model, Target
 from llmg.boot.settings.problems import Problem, SettingsError
 from llmg.boot.settings.providers import (
@@ -14,6 +14,7 @@ from llmg.boot.settings.providers import (
     TimeoutOverrides,
     Timeouts,
 )
+from llmg.boot.settings.reference import reference_text
 from llmg.boot.settings.schema import json_schema, schema_text
 from llmg.boot.settings.servers import Grpc, Http, Log, Server, Tls
 from llmg.boot.settings.shape import Settings
@@ -42,6 +43,8 @@ __all__ = [
     "files",
     "json_schema",
     "load",
+    "origin",
+    "reference_text",
     "schema_text",
     "watched",
     "with_tenants",

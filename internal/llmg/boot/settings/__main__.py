@@ -1,7 +1,7 @@
-"""`python -m llmg.boot.settings > config/config.schema.json` renews the schema."""
+"""Prints config/config.schema.json; with `--markdown` docs/configuration.md."""
 
 import sys
 
-from llmg.boot.settings import schema_text
+from llmg.boot.settings import reference_text, schema_text
 
-sys.stdout.write(schema_text())
+sys.stdout.write(reference_text() if sys.argv[1:] == ["--markdown"] else schema_text())

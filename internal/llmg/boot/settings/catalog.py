@@ -6,11 +6,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema, model_validator
 
 from llmg.boot.settings.limits import RateLimits
 from llmg.boot.settings.models import Entry
 from llmg.boot.settings.problems import Expected, Keys
+from llmg.boot.settings.providers import OpenAIProvider, Provider
 from llmg.boot.settings.types import (
     ApiKey,
     HeaderName,
@@ -22,7 +23,9 @@ from llmg.boot.settings.types import (
     ProviderName,
     Section,
     Text,
+    Words,
 )
+from llmg.core.addresses import server
 from llmg.services.admission import digest
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}\Z")
@@ -48,9 +51,17 @@ def _time(value: object) -> object:
 
 
 Sha256 = Annotated[
-    str, AfterValidator(_sha256), WithJsonSchema({"type": "string", "pattern": _SHA256.pattern.replace(r"\Z", "$")})
+    str,
+    AfterValidator(_sha256),
+    WithJsonSchema({"type": "string", "pattern": _SHA256.pattern.replace(r"\Z", "$")}),
+    Words("64 hexadecimal digits"),
 ]
-Time = Annotated[datetime, BeforeValidator(_time), WithJsonSchema({"type": "string", "format": "date-time"})]
+Time = Annotated[
+    datetime,
+    BeforeValidator(_time),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+    Words("date and time with its zone"),
+]
 
 
 class EndpointKey(Section):
@@ -79,16 +90,60 @@ class EndpointKey(Section):
         return bytes.fromhex(self.sha256)
 
 
+_SECRET = ("api_key", "token", "headers")
+_KNOWN_BY = ("api_key", "token", "organization")
+
+
+def _with_headers(held: Mapping[str, SecretStr], own: Mapping[str, SecretStr]) -> dict[str, SecretStr]:
+    replaced = {name.lower() for name in own}
+    return {**{name: value for name, value in held.items() if name.lower() not in replaced}, **own}
+
+
 class Upstream(Section):
     """What is different in a provider, field by field. What is left out is as the level above has it."""
 
-    base_url: HttpUrl | None = Field(default=None, description="For kind openai: another address.")
+    base_url: HttpUrl | None = Field(
+        default=None,
+        description="For kind openai: another address. Another server gets no key and no headers from above, so it "
+        'needs `api_key` beside it ("" for none), or `headers`.',
+    )
     api_key: Key = Field(default=None, description='For kind openai: another key; "" for none.')
     headers: dict[HeaderName, HeaderValue] = Field(
         default={}, description="For kind openai: more headers, or others in the place of those of the same name."
     )
-    address: PeerAddress | None = Field(default=None, description="For a running backend: another address.")
+    address: PeerAddress | None = Field(
+        default=None,
+        description="For a running backend: another address. The token from above stays with its own, so another needs "
+        '`token` beside it ("" for none).',
+    )
     token: Key = Field(default=None, description='For a running backend: another token; "" for none.')
+
+    def over(self, provider: Provider) -> Provider:
+        """The provider with this over it: field by field, headers by their names.
+
+        At another server nothing of the provider's own is sent along that it would know us by.
+        """
+        said: dict[str, object] = {
+            name: getattr(self, name) for name in ("api_key", "token") if name in self.model_fields_set
+        }
+        said |= {name: value for name in ("base_url", "address") if (value := getattr(self, name)) is not None}
+        if self.moves(provider):
+            said = dict.fromkeys(set(_KNOWN_BY) & set(type(provider).model_fields)) | said
+        if isinstance(provider, OpenAIProvider) and (self.headers or self.moves(provider)):
+            said["headers"] = self.headers if self.moves(provider) else _with_headers(provider.headers, self.headers)
+        return provider.model_copy(update=said)
+
+    def moves(self, provider: Provider) -> bool:
+        """Does it lead to another server than the provider's? Another path of the same one is none."""
+        return any(
+            own is not None and server(own) != server(getattr(provider, name, None))
+            for name, own in (("base_url", self.base_url), ("address", self.address))
+        )
+
+    def leaves_open(self, provider: Provider) -> bool:
+        """Does it lead to another server without saying what that shall know us by, in the place of what there is?"""
+        given = self.headers or not self.model_fields_set.isdisjoint({"api_key", "token"})
+        return not given and self.moves(provider) and any(getattr(provider, name, None) for name in _SECRET)
 
 
 class Level(Section):

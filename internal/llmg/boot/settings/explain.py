@@ -1,5 +1,6 @@
 """Turns pydantic's errors into problems: the full path, what was expected, the nearest right key or value."""
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from llmg.boot.settings.layers import Layer, Origin
 from llmg.boot.settings.problems import Expected, Keys, Problem, dotted, nearest, suggestion
 
 _QUOTES = "put it in quotes"
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%\Z")
 _EXPECTED = {
     "string_type": "text",
     "int_type": "a whole number",
@@ -71,11 +73,15 @@ class Explainer:
             return self.unknown_choice(place, error["input"], _words(error["ctx"]["expected"]))
         if isinstance(cause := error.get("ctx", {}).get("error"), Expected):
             return self._unexpected(place, error["input"], cause)
-        return self._wrong(place, error)
+        return self._wrong(place, around, error)
 
     def unknown_key(self, place: Keys, around: Node) -> Problem:
         """A key that the shape doesn't have there."""
         key, origin = str(place[-1]), self._origin(place)
+        name, colon, _ = key.partition(":")
+        if colon and name in around.keys and not origin.variable:
+            path, hint = dotted((*place[:-1], name)), f"write `{name}: ...`"
+            return Problem(path, "there is no space after its colon", origin.text, hint)
         message = "unknown environment variable" if origin.variable else "unknown key"
         if variable := _variable(origin, place, around):
             return self._problem(place, message, f"did you mean `{variable}`?")
@@ -86,7 +92,7 @@ class Explainer:
         known = list(choices)
         message = f"expected {'one of ' if len(known) > 1 else ''}{', '.join(known)}"
         near = nearest(value, known) if isinstance(value, str) else None
-        return self._problem(place, message + self._got(place, value), f"did you mean `{near}`?" if near else "")
+        return self._problem(place, message + self._got(place, value), _perhaps(near))
 
     def unknown_name(self, place: Keys, what: str, value: str, names: Iterable[str]) -> Problem:
         """A name that should be declared elsewhere, and isn't."""
@@ -98,16 +104,30 @@ class Explainer:
 
     def _unexpected(self, place: Keys, value: Any, cause: Expected) -> Problem:
         got = self._got(place, value) if cause.show else ""
-        hint = suggestion(value, cause.choices) if cause.choices and isinstance(value, str) else ""
+        hint = "" if place in self.filled else cause.hint
+        if cause.choices and isinstance(value, str):
+            told = set(cause.choices) <= set(re.findall(r"[\w-]+", cause.what))
+            hint = _perhaps(nearest(value, cause.choices)) if told else suggestion(value, cause.choices)
         return self._problem(place, str(cause) + got, hint)
 
-    def _wrong(self, place: Keys, error: ErrorDetails) -> Problem:
+    def _wrong(self, place: Keys, around: Node, error: ErrorDetails) -> Problem:
         what = _EXPECTED.get(error["type"])
         if what is None:
             return self._problem(place, error["msg"])
         got = self._got(place, error["input"]) if error["type"] in _SHOWN else ""
-        quotes = error["type"] == "string_type" and isinstance(error["input"], int | float)
-        return self._problem(place, f"expected {what.format(**error.get('ctx', {}))}{got}", _QUOTES if quotes else "")
+        message = f"expected {what.format(**error.get('ctx', {}))}{got}"
+        return self._problem(place, message, self._remedy(place, around, error))
+
+    def _remedy(self, place: Keys, around: Node, error: ErrorDetails) -> str:
+        value = error["input"]
+        if error["type"] == "string_type" and isinstance(value, int | float):
+            return _QUOTES
+        if error["type"] == "tuple_type" and isinstance(value, str):
+            return "put it in brackets"
+        if _EXPECTED[error["type"]] == "a mapping":
+            return _inside(around.child(place[-1]))
+        percent = _PERCENT.match(value) if isinstance(value, str) and place not in self.filled else None
+        return f"write {float(percent[1]) / 100:g}" if percent and error["type"] == "float_parsing" else ""
 
     def _got(self, place: Keys, value: Any) -> str:
         if place in self.filled or not isinstance(value, str | int | float):
@@ -119,6 +139,19 @@ class Explainer:
 
     def _origin(self, place: Keys) -> Origin:
         return self.layer.origin(place)
+
+
+def _perhaps(near: str | None) -> str:
+    return f"did you mean `{near}`?" if near else ""
+
+
+def _inside(mapping: Node | None) -> str:
+    """What stands in it."""
+    if mapping is not None and len(mapping.sections) > 1 and mapping.kinds:
+        return f"with its `{KIND}`: {', '.join(mapping.kinds)}"
+    if mapping is None or mapping.keys:
+        return suggestion("", mapping.keys) if mapping else ""
+    return "each entry with a name before it: `name: ...`"
 
 
 def _variable(origin: Origin, place: Keys, around: Node) -> str | None:

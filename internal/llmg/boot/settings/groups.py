@@ -98,6 +98,7 @@ class _Level:
         self._providers = providers
         self._known = known
         self._flat: dict[str, FlatModel] = {}
+        self._unfit: set[str] = set()  # models with mistakes, and those that refer to them
         self.mistakes: list[Mistake] = []
 
     # names
@@ -208,7 +209,10 @@ class _Level:
             yield (entry.priority, 0), _updated(entry, **near, **_facts(entry, model))
             return
         group = self._meaning(entry.group, name)
-        if (cause := _unfit(model, entry, group)) is not None:
+        if entry.group in self._unfit and self._inside(entry.group, name):
+            self._unfit.add(name)
+        elif (cause := _unfit(model, entry, group)) is not None:
+            self._unfit.add(name)
             self.mistakes.append(Mistake((name, "targets", index, "group"), entry.group, cause))
         ranks = {priority: rank for rank, priority in enumerate(group.tiers)}
         weights = dict.fromkeys(ranks, 0.0)

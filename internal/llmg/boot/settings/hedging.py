@@ -6,33 +6,26 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from llmg.boot.settings import units
 from llmg.boot.settings.problems import Expected
-from llmg.boot.settings.types import NO_BOOLEAN, Section
+from llmg.boot.settings.types import NO_BOOLEAN, Seconds, Section, Words
+
+_SECONDS = Seconds(60)
 
 
 def _after(value: object) -> float | Literal["p95"]:
     if value == "p95":
         return "p95"
     try:
-        seconds = units.duration(value)
+        units.duration(value)
     except Expected:
-        seconds = 0.0
-    if seconds <= 0:
-        raise Expected("p95, or a duration such as 500ms", show=True)
-    return seconds
+        raise Expected("p95, or a duration such as 500ms", show=True) from None
+    return _SECONDS.read(value)
 
 
 After = Annotated[
     float | Literal["p95"],
     BeforeValidator(_after),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"const": "p95"},
-                {"type": "number", "exclusiveMinimum": 0},
-                {"type": "string", "pattern": units.DURATION_PATTERN},
-            ]
-        }
-    ),
+    WithJsonSchema({"anyOf": [{"const": "p95"}, *_SECONDS.schema()["anyOf"]]}),
+    Words(f"`p95`, or duration, {_SECONDS.range}"),
 ]
 
 

@@ -4,6 +4,7 @@ Looks at sections that are right by themselves.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from llmg.boot.settings.catalog import Endpoint, Level, Upstream, walk
 from llmg.boot.settings.groups import Above, Mistake, Unsound, by_provider, flatten
@@ -18,14 +19,21 @@ from llmg.services.admission import digest
 LevelNames = dict[Keys, Names[FlatModel]]
 """What names mean at each level, by its place; the root's is ()."""
 
+_UNSOUND: Final = FlatModel.model_construct(targets=())
+"""In the place of models that are wrong, or whose level has one that is."""
+
 
 def mistakes(settings: Settings) -> list[Mistake]:
     """All that is wrong, with its place in the configuration."""
     _, found = names(settings)
     if settings.catalog is not None and settings.catalog.redis and settings.redis is None:
         found.append(Mistake(("catalog",), None, Expected("`redis`, as the catalog is kept there")))
+    known: dict[Keys, Mapping[str, Provider]] = {(): settings.providers}
     for at, section in walk(settings.tenants):
-        found += _unfit_upstreams(at, section, settings.providers)
+        providers = known[at[:-2]]
+        found += _unfit_upstreams(at, section, providers)
+        said = {name: own.over(providers[name]) for name, own in section.upstreams.items() if name in providers}
+        known[at] = {**providers, **said} if said else providers
     return [*found, *_shared(settings), *_counted_apart(settings)]
 
 
@@ -57,6 +65,7 @@ def _within(
         own = flatten(section.models, meaning, providers, above) if section.models else {}
     except Unsound as error:
         wrong += [Mistake((*at, "models", *one.keys), one.value, one.cause) for one in error.mistakes]
+        own = dict.fromkeys(section.models, _UNSOUND)  # so that those below who refer to them are not blamed
     wrong += _barred(above, at, section, providers)
     allow = section.allow or ()
     for index, name in enumerate(allow):
@@ -101,6 +110,10 @@ def _unfit_upstreams(at: Keys, section: Level, providers: Mapping[str, Provider]
             if field in own.model_fields_set and field not in fits:
                 known = f"; that of '{name}' may be {', '.join(fits)}" if fits else ""
                 yield Mistake((*place, field), None, Expected(f"a setting that such a provider has{known}"))
+        if own.leaves_open(provider):
+            address, key = ("base_url", "api_key") if own.base_url is not None else ("address", "token")
+            words = f'`{key}` beside it ("" for none): another server does not get the key and headers from above'
+            yield Mistake((*place, address), None, Expected(words))
 
 
 def _fields(provider: Provider) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr
 
 from llmg.boot.settings.problems import Expected
-from llmg.boot.settings.types import Duration, PositiveCount, ProviderName, Section
+from llmg.boot.settings.types import PositiveCount, ProviderName, Seconds, Section, UpTo5s, Words
 
 _SCHEMES = ("redis", "rediss")
 
@@ -27,7 +27,7 @@ def _redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
-RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url), Words("redis or rediss URL")]
 
 
 class RateLimits(Section):
@@ -52,7 +52,7 @@ class Redis(Section):
         description="redis://USER:PASSWORD@HOST:PORT/DATABASE, or rediss:// for TLS. Write ${VARIABLE}, not the "
         "password itself."
     )
-    timeout: Duration = Field(
+    timeout: UpTo5s = Field(
         default=0.02, description="The longest that a request waits for it. Then `on_failure` holds, until it is back."
     )
     on_failure: Literal["local", "open", "closed"] = Field(
@@ -62,8 +62,8 @@ class Redis(Section):
         "refused (503).",
     )
     prefix: ProviderName = Field(default="llmg", description="What the names of its keys begin with, in braces.")
-    lease: Duration = Field(
-        default=15.0, ge=1.0, description="The time after which the requests of a gateway that is gone run no more."
+    lease: Annotated[float, Seconds(most=3600.0, least=1.0)] = Field(
+        default=15.0, description="The time after which the requests of a gateway that is gone run no more."
     )
     ca: Path | None = Field(
         default=None, description="For rediss://: the certificates that sign the server's, instead of the system's."

@@ -1,7 +1,7 @@
 """Finds the files, lays them and the environment over each other, and checks the whole."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from llmg.boot.settings.annotations import ROOT
 from llmg.boot.settings.catalog import Tenant
 from llmg.boot.settings.explain import Explainer
 from llmg.boot.settings.layers import Layer, Origin, expand, merge
-from llmg.boot.settings.problems import Keys, Problem, SettingsError
+from llmg.boot.settings.problems import Keys, Problem, SettingsError, dotted, nearest
 from llmg.boot.settings.shape import Settings
 from llmg.boot.settings.types import ProviderName, Section
 
 DEFAULT_FILE = Path("config/config.yaml")
 LOCAL_FILE = Path("config/config.local.yaml")
+
+_DECLARING = (("keys",), ("admin", "keys"), ("tenants",), ("providers",), ("models",))
 
 EMBEDDED = Layer(
     {
@@ -40,19 +42,49 @@ def load(path: Path | None = None, *, env: Mapping[str, str] | None = None, cwd:
     env = os.environ if env is None else env
     cwd = Path.cwd() if cwd is None else cwd
     try:
-        return _load(path, env, cwd, yamlfile.quick)
+        return _load(path, env, cwd, places=False)
     except SettingsError:  # to be told with the places
-        return _load(path, env, cwd, lambda file, name: None)
+        return _load(path, env, cwd, places=True)
 
 
-def _load(path: Path | None, env: Mapping[str, str], cwd: Path, quick: Callable[[Path, str], Layer | None]) -> Settings:
-    named = [(cwd / file, str(file)) for file in files(path, env=env, cwd=cwd)]
-    layers = [quick(*file) or yamlfile.read(*file) for file in named]
+def origin(keys: Keys, path: Path | None = None, *, env: Mapping[str, str] | None = None) -> str:
+    """Who said what holds at a place, as problems tell it. Of settings that `load` has just read, from the same."""
+    layer, _ = _layer(path, os.environ if env is None else env, Path.cwd(), places=True)
+    return layer.origin(keys).text
+
+
+def _load(path: Path | None, env: Mapping[str, str], cwd: Path, *, places: bool) -> Settings:
+    layer, problems = _layer(path, env, cwd, places=places)
+    return _checked(layer, env, problems)
+
+
+def _layer(path: Path | None, env: Mapping[str, str], cwd: Path, *, places: bool) -> tuple[Layer, list[Problem]]:
+    layers = [yamlfile.read(cwd / file, str(file), places=places) for file in files(path, env=env, cwd=cwd)]
     if not _named(path, env) and not (cwd / DEFAULT_FILE).exists():
         layers.insert(0, EMBEDDED)
     below = merge(layers)
     over, problems = environment.layer(env, below)
-    return _checked(merge([below, over]), env, problems)
+    whole = merge([below, over])
+    return whole, [*problems, *_empty(layers, whole)]
+
+
+def _empty(layers: Sequence[Layer], whole: Layer) -> Iterator[Problem]:
+    """Names that declare nothing: a key that was forgotten must not let everybody in."""
+    for index, layer in enumerate(layers):
+        for section in _DECLARING:
+            for name, value in _at(layer, section).items():
+                known = any(name in _at(each, section) for each in (*layers[:index], whole))
+                if value is None and not known:
+                    at = (*section, name)
+                    hint = "`null` takes back what a lower file said, and none did"
+                    yield Problem(dotted(at), "is empty", layer.origin(at).text, hint)
+
+
+def _at(layer: Layer, section: tuple[str, ...]) -> Mapping[str, Any]:
+    value: Any = layer.values
+    for key in section:
+        value = _mapping(value).get(key)
+    return _mapping(value)
 
 
 def files(path: Path | None = None, *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> list[Path]:
@@ -107,25 +139,37 @@ def _checked(layer: Layer, env: Mapping[str, str], problems: list[Problem]) -> S
     problems = problems + expansion.problems
     explainer = Explainer(layer, expansion.filled)
     values = expansion.values
-    # BaseSettings would take a key such as `_env_file` for an argument of its own.
     unknown = [key for key in values if key not in ROOT.keys]
     problems += [explainer.unknown_key((key,), ROOT) for key in unknown]
+    values, meant = _as_meant(values, unknown)
     problems += [
         explainer.unknown_name(keys, "the name of a declared provider", name, names)
         for keys, name, names in _undeclared(values)
     ]
     try:
-        settings = Settings(**{key: value for key, value in values.items() if key not in unknown})
+        settings = Settings(**values)
     except ValidationError as error:
         known = {problem.path for problem in problems}  # said already
         found = [explainer.problem(detail) for detail in error.errors() if not _consequence(detail)]
         problems += [problem for problem in found if problem.path not in known]
+        problems = [problem for problem in problems if problem.path.partition(".")[0] not in meant]
     else:
         mistakes = [*levels.misplaced(settings), *levels.mistakes(settings)]
         problems += [explainer.mistake(mistake) for mistake in mistakes]
     if problems:
         raise SettingsError(problems)
     return settings
+
+
+def _as_meant(values: Mapping[str, Any], unknown: Iterable[str]) -> tuple[dict[str, Any], set[str]]:
+    """The values without the unknown keys, but for those of misspelt sections: others refer to what they declare. With
+    them their right names.
+
+    (BaseSettings would take a key such as `_env_file` for an argument of its own.)
+    """
+    meant = {right: key for key in unknown if (right := nearest(key, ROOT.keys)) and right not in values}
+    known = {key: value for key, value in values.items() if key in ROOT.keys}
+    return known | {right: values[key] for right, key in meant.items()}, set(meant)
 
 
 def _consequence(error: ErrorDetails) -> bool:

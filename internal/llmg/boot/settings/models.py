@@ -16,7 +16,20 @@ from llmg.boot.settings.hedging import Hedge
 from llmg.boot.settings.policies import InnerPolicy, PlainPolicy, Policy, PriorityPolicy
 from llmg.boot.settings.problems import Expected
 from llmg.boot.settings.providers import ResilienceOverrides, TimeoutOverrides
-from llmg.boot.settings.types import NO_BOOLEAN, Count, Duration, ModelName, Money, PositiveCount, Section, Share, Text
+from llmg.boot.settings.types import (
+    NO_BOOLEAN,
+    Count,
+    ModelName,
+    Money,
+    PositiveCount,
+    Section,
+    Share,
+    Text,
+    UpTo1m,
+    UpTo5m,
+    Words,
+)
+from llmg.boot.settings.units import spoken_duration
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False), NO_BOOLEAN]
 
@@ -36,8 +49,10 @@ class _Listed:
     """A list of capabilities stands for the mapping that has them as true, and all others as false."""
 
     def _mapping(self, value: object) -> object:
-        if not isinstance(value, list | tuple):
+        if isinstance(value, dict):
             return value
+        if not isinstance(value, list | tuple):
+            raise Expected("a list such as [tools, vision], or a mapping of such to true or false")
         has = _CAPABILITIES.validate_python(value)
         return {capability: capability in has for capability in CAPABILITIES}
 
@@ -48,7 +63,7 @@ class _Listed:
 
 
 _CAPABILITIES = TypeAdapter(tuple[Capability, ...])
-Capabilities = Annotated[dict[Capability, bool], _Listed()]
+Capabilities = Annotated[dict[Capability, bool], _Listed(), Words("list, or mapping to true or false")]
 """Which it has, and which not. Nothing is known of those that aren't in it."""
 
 _CAN = (
@@ -133,14 +148,21 @@ class Retries(Section):
     """How often a model's targets are asked again, when all have failed before the answer began."""
 
     max: Count = Field(default=1, description="For one request, at most.")
-    backoff: Duration = Field(
+    backoff: UpTo1m = Field(
         default=0.1, description="The longest wait before the first; it doubles each time, and is drawn at random,"
     )
-    max_backoff: Duration = Field(default=2.0, description="up to this.")
+    max_backoff: UpTo5m = Field(default=2.0, description="up to this.")
     budget: Share = Field(default=0.2, description="Retries per request, of all the model's: 0 to 1.")
     floor: Annotated[float, Field(ge=0, allow_inf_nan=False), NO_BOOLEAN] = Field(
         default=1.0, description="Retries per second that there may be all the same."
     )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Retries":
+        if self.backoff > self.max_backoff:
+            first, most = spoken_duration(self.backoff), spoken_duration(self.max_backoff)
+            raise Expected(f"a `backoff` of at most `max_backoff`, but {first} is longer than {most}")
+        return self
 
 
 class Model(Section):
@@ -242,5 +264,5 @@ class _Alias:
 
 
 _NAME = TypeAdapter(ModelName)
-Entry = Annotated[Model | str, _Alias()]
+Entry = Annotated[Model | str, _Alias(), Words("another model's name")]
 """What a model's name stands for: the model, or the name of another."""

@@ -7,7 +7,17 @@ from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_before_validator_function
 
 from llmg.boot.settings.problems import Expected
-from llmg.boot.settings.types import Count, Duration, HeaderName, LoadFactor, PositiveCount, Section, Share
+from llmg.boot.settings.types import (
+    Count,
+    HeaderName,
+    LoadFactor,
+    PositiveCount,
+    Section,
+    Share,
+    UpTo1h,
+    UpTo24h,
+    Words,
+)
 
 
 class PlainPolicy(Section):
@@ -23,14 +33,14 @@ class P2C(Section):
     """Of two targets drawn at random, the one with the lower latency x requests in flight."""
 
     kind: Literal["p2c"] = Field(description="The better of two drawn at random.")
-    decay: Duration = Field(default=10.0, description="How long a latency counts; longer ago, ever less.")
+    decay: UpTo1h = Field(default=10.0, description="How long a latency counts; longer ago, ever less.")
 
 
 class LowestLatency(Section):
     """The target with the lowest time to its first event."""
 
     kind: Literal["lowest_latency"] = Field(description="The lowest time to the first event.")
-    decay: Duration = Field(default=10.0, description="How long a latency counts; longer ago, ever less.")
+    decay: UpTo1h = Field(default=10.0, description="How long a latency counts; longer ago, ever less.")
     explore: Share = Field(
         default=0.05, description="The share of requests that go to the target not asked for longest, 0 to 1."
     )
@@ -66,7 +76,7 @@ class PrefixPolicy(Section):
     kind: Literal["prefix"] = Field(description="Prompts that begin alike, one target.")
     block: PositiveCount = Field(default=512, description="Bytes of the prompt that are compared as one.")
     capacity: PositiveCount = Field(default=65_536, description="Blocks that are remembered; about 150 bytes each.")
-    expiry: Duration = Field(default=600.0, description="How long a block is remembered at least, after its last use.")
+    expiry: UpTo24h = Field(default=600.0, description="How long a block is remembered at least, after its last use.")
     load_factor: LoadFactor = Field(
         default=1.25, description="How much more than its share of the requests in flight a target may have: 1 or more."
     )
@@ -96,7 +106,9 @@ class _Short:
 
 
 InnerPolicy = PlainPolicy | P2C | LowestLatency | Sticky | PrefixPolicy
-TierPolicy = Annotated[InnerPolicy, Field(discriminator="kind"), _Short(*get_args(InnerPolicy))]
+TierPolicy = Annotated[
+    InnerPolicy, Field(discriminator="kind"), _Short(*get_args(InnerPolicy)), Words("a policy's name")
+]
 
 
 class PriorityPolicy(Section):
@@ -117,4 +129,5 @@ Policy = Annotated[
     InnerPolicy | PriorityPolicy,
     Field(discriminator="kind"),
     _Short(*get_args(InnerPolicy), PriorityPolicy),
+    Words("a policy's name"),
 ]

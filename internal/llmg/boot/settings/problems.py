@@ -13,6 +13,7 @@ from dataclasses import dataclass
 Keys = tuple[str | int, ...]
 """The place of a value: `("models", "fast", "targets", 1, "weight")`."""
 
+_TOLD = 30  # names of those that there are
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 
 
@@ -51,13 +52,15 @@ class SettingsError(Exception):
 class Expected(ValueError):
     """Raised by validators: a value is not `what` was expected.
 
-    `choices` are the right values, for a hint. `show` says that the wrong value may be printed.
+    `choices` are the right values, for a hint; `hint` is one that may repeat the wrong value. `show` says that this may
+    be printed.
     """
 
-    def __init__(self, what: str, *, choices: Iterable[str] = (), show: bool = False) -> None:
+    def __init__(self, what: str, *, choices: Iterable[str] = (), hint: str = "", show: bool = False) -> None:
         super().__init__(f"expected {what}")
         self.what = what
         self.choices = tuple(choices)
+        self.hint = hint
         self.show = show
 
 
@@ -88,7 +91,9 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
     known = list(choices)
     if near := nearest(word, known):
         return f"did you mean `{near}`?"
-    return f"known: {', '.join(known)}" if known else ""
+    more = len(known) - _TOLD
+    names = ", ".join(known[:_TOLD])
+    return f"known: {names}{f' and {more} more' if more > 0 else ''}" if known else ""
 
 
 def _plain(word: str) -> str:

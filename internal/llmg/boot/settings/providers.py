@@ -18,8 +18,6 @@ from llmg.boot.settings.problems import Expected
 from llmg.boot.settings.types import (
     NO_BOOLEAN,
     Count,
-    Duration,
-    DurationOrZero,
     HeaderName,
     HeaderValue,
     HttpUrl,
@@ -28,7 +26,13 @@ from llmg.boot.settings.types import (
     PositiveCount,
     Section,
     Text,
+    UpTo1h,
+    UpTo2m,
+    UpTo4h,
+    UpTo24h,
     Word,
+    Words,
+    ZeroTo24h,
 )
 
 
@@ -38,7 +42,12 @@ def _url_path(value: str) -> str:
     return value
 
 
-UrlPath = Annotated[str, AfterValidator(_url_path), WithJsonSchema({"type": "string", "pattern": "^/[!-~]*$"})]
+UrlPath = Annotated[
+    str,
+    AfterValidator(_url_path),
+    WithJsonSchema({"type": "string", "pattern": "^/[!-~]*$"}),
+    Words("path that begins with `/`"),
+]
 
 ENGINES = ("xllamacpp",)
 """The engines that come with llmg. Any other needs `external`, the command that starts it."""
@@ -47,19 +56,19 @@ ENGINES = ("xllamacpp",)
 class Timeouts(Section):
     """Limits of one call to a provider."""
 
-    connect: Duration = Field(default=5.0, description="To connect.")
-    first_event: Duration = Field(default=300.0, description="From the request to the first event of the answer.")
-    idle: Duration = Field(default=120.0, description="Between one event and the next.")
-    total: Duration = Field(default=3600.0, description="For the whole call.")
+    connect: UpTo2m = Field(default=5.0, description="To connect.")
+    first_event: UpTo4h = Field(default=300.0, description="From the request to the first event of the answer.")
+    idle: UpTo4h = Field(default=120.0, description="Between one event and the next.")
+    total: UpTo24h = Field(default=3600.0, description="For the whole call.")
 
 
 class TimeoutOverrides(Section):
     """A model's own limits; what is left out is the provider's."""
 
-    connect: Duration | None = Field(default=None, description="To connect.")
-    first_event: Duration | None = Field(default=None, description="From the request to the first event of the answer.")
-    idle: Duration | None = Field(default=None, description="Between one event and the next.")
-    total: Duration | None = Field(default=None, description="For the whole call.")
+    connect: UpTo2m | None = Field(default=None, description="To connect.")
+    first_event: UpTo4h | None = Field(default=None, description="From the request to the first event of the answer.")
+    idle: UpTo4h | None = Field(default=None, description="Between one event and the next.")
+    total: UpTo24h | None = Field(default=None, description="For the whole call.")
 
     def over(self, timeouts: Timeouts) -> Timeouts:
         """The provider's limits with these over them."""
@@ -74,9 +83,9 @@ class Breaker(Section):
         default=0.5, description="It is when this share of the calls within `window` failed, 0 to 1,"
     )
     min_calls: PositiveCount = Field(default=20, description="if there were so many,")
-    window: Duration = Field(default=30.0, description="the time in which calls are counted;")
+    window: UpTo1h = Field(default=30.0, description="the time in which calls are counted;")
     consecutive: PositiveCount = Field(default=5, description="or when so many failed one after the other.")
-    open_for: Duration = Field(default=5.0, description="After this time it is tried again,")
+    open_for: UpTo1h = Field(default=5.0, description="After this time it is tried again,")
     probes: PositiveCount = Field(
         default=1, description="by so many requests at a time; it is back when as many were answered."
     )
@@ -85,8 +94,8 @@ class Breaker(Section):
 class HealthCheck(Section):
     """How a provider is asked whether it is there, before a request pays for asking."""
 
-    interval: Duration = Field(default=10.0, description="How often; give or take a tenth.")
-    timeout: Duration = Field(default=2.0, description="How long an answer may take.")
+    interval: UpTo1h = Field(default=10.0, description="How often; give or take a tenth.")
+    timeout: UpTo2m = Field(default=2.0, description="How long an answer may take.")
     failures: PositiveCount = Field(
         default=2,
         description="When so many checks have failed one after the other, its models are asked only where there is no "
@@ -108,14 +117,14 @@ class Resilience(Section):
         default=None, description="Asking the provider at regular times whether it is there. Left out: never."
     )
     breaker: Breaker = Field(default=Breaker(), description="When a target that fails is left alone.")
-    max_cooldown: DurationOrZero = Field(
+    max_cooldown: ZeroTo24h = Field(
         default=60.0,
         description="The longest that a target is left alone which asks for it (429 or 503 with Retry-After). 0: it "
         "asks in vain.",
     )
     max_in_flight: Count = Field(default=0, description="Requests of a target at the same time. 0: any number.")
     max_queue: Count = Field(default=100, description="Requests that may wait for a place then; one more: 503.")
-    queue_timeout: Duration = Field(default=10.0, description="How long they may: then 503.")
+    queue_timeout: UpTo1h = Field(default=10.0, description="How long they may: then 503.")
 
 
 class BreakerOverrides(Section):
@@ -126,9 +135,9 @@ class BreakerOverrides(Section):
         default=None, description="It is when this share of the calls within `window` failed, 0 to 1,"
     )
     min_calls: PositiveCount | None = Field(default=None, description="if there were so many,")
-    window: Duration | None = Field(default=None, description="the time in which calls are counted;")
+    window: UpTo1h | None = Field(default=None, description="the time in which calls are counted;")
     consecutive: PositiveCount | None = Field(default=None, description="or when so many failed one after the other.")
-    open_for: Duration | None = Field(default=None, description="After this time it is tried again,")
+    open_for: UpTo1h | None = Field(default=None, description="After this time it is tried again,")
     probes: PositiveCount | None = Field(default=None, description="by so many requests at a time.")
 
 
@@ -139,12 +148,12 @@ class ResilienceOverrides(Section):
     """
 
     breaker: BreakerOverrides = Field(default=BreakerOverrides(), description="When a target that fails is left alone.")
-    max_cooldown: DurationOrZero | None = Field(
+    max_cooldown: ZeroTo24h | None = Field(
         default=None, description="The longest that a target is left alone which asks for it. 0: it asks in vain."
     )
     max_in_flight: Count | None = Field(default=None, description="Requests of a target at the same time. 0: any.")
     max_queue: Count | None = Field(default=None, description="Requests that may wait for a place then; one more: 503.")
-    queue_timeout: Duration | None = Field(default=None, description="How long they may: then 503.")
+    queue_timeout: UpTo1h | None = Field(default=None, description="How long they may: then 503.")
 
     def over(self, resilience: Resilience) -> Resilience:
         """The provider's, with these over it."""
@@ -181,14 +190,14 @@ class BackendProvider(Section):
         default=None, description="host:port of a backend that is running already. Instead of engine."
     )
     token: Key = Field(default=None, description="The bearer token of the backend at address.")
-    threads: Count = Field(default=0, description="Threads the engine computes with. 0: as many as there are cores.")
+    threads: Count = Field(default=0, description="Threads the engine computes with. 0: one less than there are cores.")
     context_size: Count = Field(
         default=4096, description="The context window in tokens, prompt and answer together. 0: the model's own."
     )
     parallel: PositiveCount = Field(
         default=4, description="Requests that are answered at the same time by continuous batching."
     )
-    startup_timeout: Duration = Field(default=120.0, description="The time to start the engine and load the model.")
+    startup_timeout: UpTo4h = Field(default=120.0, description="The time to start the engine and load the model.")
     options: tuple[Text, ...] = Field(default=(), description="Engine options, passed on as they are: name:value.")
     env: dict[Text, SecretStr] = Field(default={}, description="Environment variables for the engine's process.")
     timeouts: Timeouts = Field(default=Timeouts(), description="Limits of one call.")

@@ -8,16 +8,21 @@ from pydantic import Field
 from llmg.boot.settings import units
 from llmg.boot.settings.types import (
     LOWER,
+    Bytes,
     Count,
-    Duration,
-    DurationOrZero,
     HostName,
     IpRange,
     PositiveCount,
     Section,
     ServerAddress,
     Size,
+    UpTo1h,
+    UpTo4h,
+    UpTo10m,
     WebOrigin,
+    ZeroTo1h,
+    ZeroTo4h,
+    ZeroTo7d,
 )
 
 
@@ -44,15 +49,15 @@ class Http(Section):
     max_headers: Size = Field(
         default=64 * 2**10, description="The most a request's line and headers may take together, in bytes."
     )
-    header_timeout: Duration = Field(default=10.0, description="The time a client may take to send its headers.")
-    body_timeout: Duration = Field(default=60.0, description="The time a client may take to send its body.")
-    write_timeout: Duration = Field(
+    header_timeout: UpTo10m = Field(default=10.0, description="The time a client may take to send its headers.")
+    body_timeout: UpTo1h = Field(default=60.0, description="The time a client may take to send its body.")
+    write_timeout: UpTo1h = Field(
         default=120.0, description="How long a client may leave unread what there is for it, before it is let go."
     )
-    keep_alive: DurationOrZero = Field(
+    keep_alive: ZeroTo4h = Field(
         default=75.0, description="How long an idle connection is kept open for the next request."
     )
-    heartbeat: Duration = Field(
+    heartbeat: UpTo1h = Field(
         default=10.0,
         description="How long a stream's status line waits for the first content. After that the status goes out, "
         "and a comment is sent at this interval while nothing else is.",
@@ -90,9 +95,8 @@ class Grpc(Section):
         default="127.0.0.1:8081",
         description="Where to listen, host:port. Port 0 takes a free one; 0.0.0.0 or [::] means all interfaces.",
     )
-    max_message: Size = Field(
+    max_message: Annotated[int, Bytes(most=2**31 - 1)] = Field(
         default=32 * 2**20,
-        le=2**31 - 1,
         description="The largest request, in bytes. A larger one is refused: RESOURCE_EXHAUSTED.",
     )
     reflection: bool = Field(
@@ -103,18 +107,18 @@ class Grpc(Section):
         description="Calls at the same time, of all clients with a key; health and reflection don't count. 0: any "
         "number. One more: RESOURCE_EXHAUSTED.",
     )
-    message_timeout: Duration = Field(default=60.0, description="The time a client may take to send its request.")
+    message_timeout: UpTo1h = Field(default=60.0, description="The time a client may take to send its request.")
     max_streams: PositiveCount = Field(
         default=1000, le=2**31 - 1, description="Calls at the same time over one connection; more wait at the client."
     )
-    keepalive: Duration = Field(
+    keepalive: UpTo4h = Field(
         default=60.0, description="After so much silence a client is asked whether it is still there."
     )
-    keepalive_timeout: Duration = Field(default=20.0, description="The time it has to say so.")
-    min_ping_interval: DurationOrZero = Field(
+    keepalive_timeout: UpTo10m = Field(default=20.0, description="The time it has to say so.")
+    min_ping_interval: ZeroTo1h = Field(
         default=10.0, description="How often a client may ask us. One that asks more often is let go."
     )
-    max_connection_age: DurationOrZero = Field(
+    max_connection_age: ZeroTo7d = Field(
         default=0.0,
         description="After so long a client is told to connect anew, so that load spreads over new servers. 0: never.",
     )
@@ -140,7 +144,7 @@ class WebSocket(Section):
         default=32 * 2**20, description="The largest message of a client, in bytes. At a larger one the socket closes."
     )
     max_requests: PositiveCount = Field(default=100, description="Requests at the same time over one socket.")
-    init_timeout: Duration = Field(default=10.0, description="The time that a client has to show its key.")
+    init_timeout: UpTo10m = Field(default=10.0, description="The time that a client has to show its key.")
 
 
 class Gateway(Section):
@@ -188,10 +192,15 @@ class Server(Section):
         description="Whether everybody may ask who can reach the gateway, also from other machines: whether it may "
         "listen elsewhere than on loopback without any keys.",
     )
+    explain: Literal["admin", "everybody"] = Field(
+        default="admin",
+        description="Who is told, in explanations of routes, how targets do and what is noted of them: latencies, "
+        "requests in flight, circuits, prices and labels. Without keys everybody is.",
+    )
     workers: PositiveCount = Field(
         default=1, description="Gateway processes that share the port. Local models run once, whatever this is."
     )
-    grace: DurationOrZero = Field(
+    grace: ZeroTo4h = Field(
         default=30.0,
         description="The time that requests in flight are given to finish when the gateway is told to stop.",
     )

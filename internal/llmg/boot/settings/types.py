@@ -1,21 +1,28 @@
 """What values of the configuration may be: durations, sizes, names, addresses. Each field's section is a `Section`."""
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SecretStr,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_before_validator_function
 
 from llmg.boot.settings import units
 from llmg.boot.settings.problems import Expected
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110, 5.6.2: token
 _PROVIDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
-
-
-def _positive(value: float) -> float:
-    if value <= 0:
-        raise Expected("more than 0", show=True)
-    return value
 
 
 def _no_boolean(value: object) -> object:
@@ -80,56 +87,139 @@ def _api_key(value: SecretStr) -> SecretStr:
     return value
 
 
-def _number_or_text(minimum: str, pattern: str) -> WithJsonSchema:
-    number: dict[str, Any] = {"type": "number", minimum: 0}
-    return WithJsonSchema({"anyOf": [number, {"type": "string", "pattern": pattern}]})
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a value may be, for people: stands among what annotates its type."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """A duration: a number of seconds, or text such as `500ms`. More than 0, or at least `least`, and up to `most`: who
+    says more has meant another unit."""
+
+    most: float
+    least: float | None = None
+
+    def read(self, value: object) -> float:
+        """The seconds. Raises Expected."""
+        seconds = units.duration(value)
+        if seconds > self.most or seconds < (self.least or 0) or (seconds == 0 and self.least is None):
+            raise Expected(self.range, hint=self._hint(seconds, value), show=True)
+        return seconds
+
+    @property
+    def range(self) -> str:
+        """In words."""
+        most = units.spoken_duration(self.most)
+        if self.least is None:
+            return f"more than 0, up to {most}"
+        return f"{units.spoken_duration(self.least) if self.least else 0} to {most}"
+
+    def _hint(self, seconds: float, value: object) -> str:
+        if seconds <= self.most or not units.is_bare(value):
+            return ""
+        hint = "a number without a unit is seconds"
+        return f"{hint}: write {seconds:g}ms if that is meant" if seconds / 1000 <= self.most else hint
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema."""
+        above = {"exclusiveMinimum": 0} if self.least is None else {"minimum": self.least}
+        text = {"type": "string", "pattern": units.DURATION_PATTERN}
+        return {"anyOf": [{"type": "number", **above, "maximum": self.most}, text]}
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_before_validator_function(self.read, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return self.schema()
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """A size: a number of bytes, or text such as `64KiB`."""
+
+    most: int | None = None
+    least: int = 2**10
+
+    def read(self, value: object) -> int:
+        """The bytes. Raises Expected."""
+        size = units.size(value)
+        if size < self.least or (self.most is not None and size > self.most):
+            hint = f"a number without a unit is bytes: write {size}MiB if that is meant"
+            raise Expected(self.range, hint=hint if 0 < size < self.least and units.is_bare(value) else "", show=True)
+        return size
+
+    @property
+    def range(self) -> str:
+        """In words."""
+        least = units.spoken_size(self.least)
+        return f"{least} or more" if self.most is None else f"{least} to {units.spoken_size(self.most)}"
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_before_validator_function(self.read, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        below = {} if self.most is None else {"maximum": self.most}
+        number = {"type": "number", "minimum": self.least, **below}
+        return {"anyOf": [number, {"type": "string", "pattern": units.SIZE_PATTERN}]}
 
 
 NO_BOOLEAN = BeforeValidator(_no_boolean)
 LOWER = BeforeValidator(_lower)
-Duration = Annotated[
-    float,
-    BeforeValidator(units.duration),
-    AfterValidator(_positive),
-    _number_or_text("exclusiveMinimum", units.DURATION_PATTERN),
-]
-"""Seconds, more than 0."""
-DurationOrZero = Annotated[float, BeforeValidator(units.duration), _number_or_text("minimum", units.DURATION_PATTERN)]
-"""Seconds, 0 or more."""
-Size = Annotated[
-    int,
-    BeforeValidator(units.size),
-    AfterValidator(_positive),
-    _number_or_text("exclusiveMinimum", units.SIZE_PATTERN),
-]
-"""Bytes, more than 0."""
+UpTo5s = Annotated[float, Seconds(5)]
+UpTo1m = Annotated[float, Seconds(60)]
+UpTo2m = Annotated[float, Seconds(120)]
+UpTo5m = Annotated[float, Seconds(300)]
+UpTo10m = Annotated[float, Seconds(600)]
+UpTo1h = Annotated[float, Seconds(3600)]
+UpTo4h = Annotated[float, Seconds(4 * 3600)]
+UpTo24h = Annotated[float, Seconds(24 * 3600)]
+ZeroTo1h = Annotated[float, Seconds(3600, 0)]
+ZeroTo4h = Annotated[float, Seconds(4 * 3600, 0)]
+ZeroTo24h = Annotated[float, Seconds(24 * 3600, 0)]
+ZeroTo7d = Annotated[float, Seconds(7 * 24 * 3600, 0)]
+Size = Annotated[int, Bytes()]
 Count = Annotated[int, Field(ge=0), NO_BOOLEAN]
 Money = Annotated[float, Field(ge=0, allow_inf_nan=False), NO_BOOLEAN]
 Share = Annotated[float, Field(ge=0, le=1), NO_BOOLEAN]
-LoadFactor = Annotated[float, Field(ge=1, allow_inf_nan=False), NO_BOOLEAN]
+LoadFactor = Annotated[float, Field(ge=1, le=100), NO_BOOLEAN]
 PositiveCount = Annotated[int, Field(ge=1), NO_BOOLEAN]
 ServerAddress = Annotated[
-    str, AfterValidator(_address), WithJsonSchema({"type": "string", "pattern": r"^\S+:\d{1,5}$"})
+    str,
+    AfterValidator(_address),
+    WithJsonSchema({"type": "string", "pattern": r"^\S+:\d{1,5}$"}),
+    Words("`host:port`"),
 ]
 PeerAddress = Annotated[
-    str, AfterValidator(_peer_address), WithJsonSchema({"type": "string", "pattern": r"^\S+:\d{1,5}$"})
+    str,
+    AfterValidator(_peer_address),
+    WithJsonSchema({"type": "string", "pattern": r"^\S+:\d{1,5}$"}),
+    Words("`host:port`"),
 ]
 HttpUrl = Annotated[
-    str, AfterValidator(units.http_url), WithJsonSchema({"type": "string", "pattern": r"^https?://[^\s?#@]+$"})
+    str,
+    AfterValidator(units.http_url),
+    WithJsonSchema({"type": "string", "pattern": r"^https?://[^\s?#@]+$"}),
+    Words("http or https URL"),
 ]
-ProviderName = Annotated[str, AfterValidator(_provider_name)]
-ModelName = Annotated[str, AfterValidator(_model_name)]
-HeaderName = Annotated[str, AfterValidator(_header_name)]
+ProviderName = Annotated[str, AfterValidator(_provider_name), Words("name of letters, digits, `.`, `_` and `-`")]
+ModelName = Annotated[str, AfterValidator(_model_name), Words("model's name")]
+HeaderName = Annotated[str, AfterValidator(_header_name), Words("header's name")]
 HeaderValue = Annotated[SecretStr, AfterValidator(_header_value)]
 Key = Annotated[SecretStr | None, AfterValidator(_key)]
-ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
+ApiKey = Annotated[SecretStr, AfterValidator(_api_key), Words("key of 16 to 256 printable ASCII characters")]
 Text = Annotated[str, Field(min_length=1)]
 Word = Annotated[Text, AfterValidator(_word)]
-HostName = Annotated[str, AfterValidator(units.host_name)]
+HostName = Annotated[str, AfterValidator(units.host_name), Words("host's name, without a port")]
 WebOrigin = Annotated[
-    str, AfterValidator(units.origin), WithJsonSchema({"type": "string", "pattern": r"^https?://[^\s/?#@]+$"})
+    str,
+    AfterValidator(units.origin),
+    WithJsonSchema({"type": "string", "pattern": r"^https?://[^\s/?#@]+$"}),
+    Words("origin, as `https://app.example.com`"),
 ]
-IpRange = Annotated[str, AfterValidator(units.ip_range)]
+IpRange = Annotated[str, AfterValidator(units.ip_range), Words("IP address, or network as 10.0.0.0/8")]
 
 
 class Section(BaseModel):

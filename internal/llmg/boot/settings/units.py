@@ -39,6 +39,23 @@ def duration(value: object) -> float:
     raise Expected(_A_DURATION, show=True)
 
 
+def spoken_duration(seconds: float) -> str:
+    """As `duration` reads it, with the fewest units: `500ms`, `90s`, `2m`."""
+    unit = next((unit for unit in ("h", "m", "s") if Fraction(seconds) % _SECONDS[unit] == 0), "ms")
+    return f"{seconds / float(_SECONDS[unit]):g}{unit}"
+
+
+def spoken_size(size: int) -> str:
+    """As `size` reads it: `64KiB`."""
+    unit = next(unit for unit in ("GiB", "MiB", "KiB", "B") if size % _BYTES[unit] == 0)
+    return f"{size // _BYTES[unit]}{unit}"
+
+
+def is_bare(value: object) -> bool:
+    """Is it a number without a unit?"""
+    return _is_number(value) or (isinstance(value, str) and re.fullmatch(r"\s*\d+(\.\d+)?\s*", value) is not None)
+
+
 def size(value: object) -> int:
     """Bytes, from a number or from text such as `64KiB` (1024s) or `64KB` (1000s)."""
     if isinstance(value, str) and re.match(SIZE_PATTERN, value):

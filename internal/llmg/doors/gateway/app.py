@@ -19,13 +19,23 @@ from llmg.doors.gateway import metadata, statuses
 from llmg.doors.gateway.upstream import Call, Status, Upstream
 from llmg.doors.http import exchange as http
 from llmg.doors.http.pages import weight
-from llmg.doors.http.stream import Stream
+from llmg.doors.http.refusing import Refusal
+from llmg.doors.http.stream import Stream, commented
 from llmg.wire import jsonapi, sse
 from llmg.wire.jsonapi import Source, refused
 from llmg.wire.transcoding.bindings import Binding
-from llmg.wire.transcoding.codec import Codec
+from llmg.wire.transcoding.codec import Codec, build
 from llmg.wire.transcoding.requests import Transcoder
 from llmg.wire.transcoding.routes import Found, Routes
+
+
+def words(failure: Failure, headers: Mapping[bytes, bytes], request_id: str, status: int | None = None) -> Refusal:
+    """This door's: JSON:API's."""
+    problems = jsonapi.problems(failure)
+    if status is not None:
+        problems = tuple(msgspec.structs.replace(problem, status=status) for problem in problems)
+        failure = jsonapi.Refused(failure.kind, problems, failure.retry_after)
+    return Refusal(problems[0].status, jsonapi.CONTENT_TYPE, jsonapi.encode(failure, request_id))
 
 
 class Exchange(http.Exchange):
@@ -36,17 +46,12 @@ class Exchange(http.Exchange):
     log = structlog.get_logger("llmg.gateway")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        super().__init__(scope, receive, send)
+        super().__init__(scope, receive, send, words)
         self.call: Call | None = None
 
     def way(self) -> http.Headers:
         """See Exchange: what the RPC's metadata says."""
         return () if self.call is None else metadata.outgoing(self.call.initial, self.call.trailing)
-
-    def refusal(self, failure: Failure) -> tuple[int, bytes, bytes]:
-        """See Exchange."""
-        status = jsonapi.problems(failure)[0].status
-        return status, jsonapi.CONTENT_TYPE, jsonapi.encode(failure, self.request_id)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +69,7 @@ class _Events:
 
     kind = b"text/event-stream; charset=utf-8"
     heartbeat = sse.comment(b"heartbeat")
+    late = staticmethod(commented)
 
     @staticmethod
     def message(body: bytes) -> bytes:
@@ -81,6 +87,10 @@ class _Lines:
 
     def __init__(self, kind: bytes) -> None:
         self.kind = kind
+
+    @staticmethod
+    def late(headers: http.Headers) -> bytes:
+        return b""  # a line that means nothing has no room for them
 
     @staticmethod
     def message(body: bytes) -> bytes:
@@ -114,13 +124,23 @@ class _Endpoint(ABC):
     def __init__(self, binding: Binding, codec: Codec, upstream: Upstream, options: Options) -> None:
         self._transcoder = Transcoder(binding, codec)
         self._takes_body = bool(binding.body)
-        self._admit = upstream.admit
+        self._binding = binding
+        self._upstream = upstream
         self._options = options
 
     async def answer(self, exchange: Exchange, segments: list[str]) -> None:
         """One request, with the path's segments as the binding's template counts them. Raises Failure."""
+        try:
+            request, call = await self._read(exchange, segments)
+        except Failure as failure:
+            call = Call(metadata=metadata.who(exchange.scope, exchange.request_id))
+            await self._upstream.refused(self._binding.rpc, self._named(segments), failure, call)
+            raise
+        await self.ask(exchange, request, call)
+
+    async def _read(self, exchange: Exchange, segments: list[str]) -> tuple[Message, Call]:
         given = metadata.incoming(exchange.scope, exchange.request_id)
-        self._admit(given)
+        self._upstream.admit(given)
         call = exchange.call = Call(
             metadata=given, headers=exchange.headers, timeout=metadata.timeout(exchange.headers)
         )
@@ -129,7 +149,14 @@ class _Endpoint(ABC):
             _check_media_type(exchange.headers)
         request = self._transcoder.decode(body, segments, exchange.scope["query_string"])
         exchange.watch()
-        await self.ask(exchange, request, call)
+        return request, call
+
+    def _named(self, segments: list[str]) -> Message:
+        """The request as far as the path says it."""
+        try:
+            return self._transcoder.decode(b"", segments, b"")
+        except Failure:  # what is wrong with it, the client is told
+            return build(self._binding.input, {})
 
     @abstractmethod
     async def ask(self, exchange: Exchange, request: Message, call: Call) -> None:
@@ -170,6 +197,7 @@ class _Streamed(_Endpoint):
             heartbeat=format.heartbeat,
             interval=self._options.heartbeat,
             failing=lambda failure: format.error(failure, exchange.request_id),
+            late=format.late,
         )
         await stream.carry(self._send(stream, format, request, call))
 

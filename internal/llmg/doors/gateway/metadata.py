@@ -27,6 +27,7 @@ _TIMEOUT: Final = b"grpc-timeout"
 _OWN_TIMEOUT: Final = b"x-llmg-timeout"
 # What passes under its own name.
 _OWN: Final = frozenset({b"authorization", b"x-api-key", b"traceparent", b"tracestate", b"baggage", b"x-llmg-session"})
+_SHOWN: Final = frozenset({b"authorization", b"x-api-key"})
 # IANA's permanent headers, which clients and proxies set: passed with a prefix.
 _PERMANENT: Final = frozenset(
     {
@@ -79,6 +80,12 @@ def incoming(scope: Scope, request_id: str) -> Metadata:
     hops = [*([forwarded] if forwarded else []), *([client[0]] if client else [])]
     added = (("x-forwarded-for", ", ".join(hops)), ("x-forwarded-host", host))
     return [*out, *[(name, value) for name, value in added if value and _VALUE.fullmatch(value)]]
+
+
+def who(scope: Scope, request_id: str) -> Metadata:
+    """Of a request's metadata, which may be wrong elsewhere, who asks."""
+    shown = [(name.decode(), raw.decode("latin-1")) for name, raw in scope["headers"] if name in _SHOWN]
+    return [("x-request-id", request_id), *(one for one in shown if _VALUE.fullmatch(one[1]))]
 
 
 def _asked(header: bytes, raw: bytes) -> tuple[str, str | bytes]:

@@ -148,6 +148,9 @@ class Remote:
     def admit(self, metadata: Metadata, /) -> None:
         """See Upstream. Who may ask is for the server to say."""
 
+    async def refused(self, rpc: MethodDescriptor, known: Message, failure: Failure, call: Call, /) -> None:
+        """See Upstream. A server somewhere else is not told."""
+
     def unary(self, rpc: MethodDescriptor, /) -> Unary:
         """See Upstream."""
         ask: Any = self._channel.unary_unary(_path(rpc), *_codecs(rpc))
@@ -175,6 +178,7 @@ class Remote:
                     if not begun:
                         begun, call.initial = True, await asking.initial_metadata()
                     await write(message)
+                call.trailing = await asking.trailing_metadata()
             finally:
                 asking.cancel()
 

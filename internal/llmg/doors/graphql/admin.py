@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import strawberry
+from graphql import GraphQLError
 from msgspec import UNSET
 from msgspec.structs import asdict
 from strawberry.scalars import JSON
@@ -17,7 +18,7 @@ from strawberry.utils.str_converters import to_camel_case
 from llmg import ports
 from llmg.core.context import Context
 from llmg.core.errors import Failure, invalid, not_implemented
-from llmg.doors.graphql.asking import Info
+from llmg.doors.graphql.asking import Asking, Info
 from llmg.doors.graphql.routes import Label
 from llmg.doors.graphql.scalars import Int64
 from llmg.services import admin
@@ -81,18 +82,25 @@ class IssuedKey:
     secret: str = strawberry.field(description="The key: what clients show. It is told here, and never again.")
 
 
-@strawberry.type(description="Who asked for a change of the catalog, of what, and what became of it.")
+@strawberry.type(description="Who asked what of the catalog's administration, and what became of it.")
 class AuditEntry:
     """See `ports.AuditEntry`."""
 
     time: datetime = strawberry.field(description="When.")
-    actor: str = strawberry.field(description="The name of the administrator's key; empty: nobody asked the gateway.")
+    actor: str = strawberry.field(
+        description="The name of the administrator's key, or the path of another key; anonymous: no valid key was "
+        "shown; empty: nobody asked the gateway."
+    )
     method: str = strawberry.field(description="What was asked: CreateLevel, IssueKey ...; Edit: a change by hand.")
     resource: str = strawberry.field(description="Of which level or key.")
     version_before: Int64 = strawberry.field(description="The catalog's version before it.")
     version_after: Int64 = strawberry.field(description="After it: the same if nothing was changed.")
     outcome: str = strawberry.field(description="ok, or why it was refused.")
     request_id: str = strawberry.field(description="The request's id.")
+    door: str = strawberry.field(description="By which protocol it came: grpc, gateway, graphql.")
+    changed: list[str] = strawberry.field(
+        description="The names of what is different now, such as limits.requests_per_minute. Values are not told."
+    )
 
 
 @strawberry.type(description="Some levels.")
@@ -215,6 +223,8 @@ def _entry(entry: ports.AuditEntry) -> AuditEntry:
         version_after=Int64(entry.after),
         outcome=entry.outcome,
         request_id=entry.request_id,
+        door=entry.door,
+        changed=list(entry.changed),
     )
 
 
@@ -262,6 +272,22 @@ _ARGUMENTS: Final = {"page_size": "first", "page_token": "after"}
 _SETTINGS: Final = {"upstreams": "overrides"} | {
     name: name for name in ("allow", "models", "limits", "labels", "alias")
 }
+# The fields here, and the methods of the service that they are.
+_METHODS: Final = {
+    "level": "GetLevel",
+    "levels": "ListLevels",
+    "endpointKeys": "ListKeys",
+    "auditEntries": "ListAuditEntries",
+    "createLevel": "CreateLevel",
+    "updateLevel": "UpdateLevel",
+    "deleteLevel": "DeleteLevel",
+    "issueKey": "IssueKey",
+    "rotateKey": "RotateKey",
+    "revokeKey": "RevokeKey",
+    "deleteKey": "DeleteKey",
+}
+# In a document that nobody has understood, perhaps. `$level` is a variable, and `level:` an argument.
+_FIELDS: Final = re.compile(rf"(?<![$@\w])({'|'.join(_METHODS)})(?!\w|\s*:)")
 _FIRST: Final = re.compile(r"[.\[]")  # ends the first name of a place: `models["a.b"].targets[0]`
 
 
@@ -272,19 +298,52 @@ def _place(param: str) -> str:
     return param if first != param else to_camel_case(_ARGUMENTS.get(param, param))
 
 
-@contextmanager
-def _administering(info: Info, parent: str = "parent") -> Iterator[tuple[admin.Admin, Context]]:
-    """The use cases and the operation's context. `parent`: what the argument for a parent is called here."""
+@asynccontextmanager
+async def _administering(
+    info: Info, method: str, resource: str, parent: str = "parent"
+) -> AsyncIterator[tuple[admin.Admin, Context]]:
+    """The use cases and the operation's context. `method`: what is asked of them, of which level or key; `parent`: what
+    the argument for a parent is called here."""
     asking = info.context
-    with asking.answering() as context:
-        if asking.gateway.admin is None:
-            raise not_implemented("the admin API")
-        try:
-            yield asking.gateway.admin, context
-        except Failure as failure:
-            if failure.param:
-                failure.param = parent if failure.param == "parent" else _place(failure.param)
-            raise
+    use = asking.gateway.admin
+    try:
+        with asking.answering() as context:
+            if use is None:
+                raise not_implemented("the admin API")
+            try:
+                yield use, context
+            except Failure as failure:
+                if failure.param:
+                    failure.param = parent if failure.param == "parent" else _place(failure.param)
+                raise
+    except GraphQLError as error:
+        cause = error.original_error
+        if use is not None and isinstance(cause, Failure) and not cause.audited:
+            await use.refused(_unnoted(asking), method, resource, cause)
+        raise
+
+
+def _unnoted(asking: Asking) -> Context:
+    """Of an operation that did not come to the use cases. Whose it was is found out where that is known."""
+    admission = asking.gateway.admission
+    context = admission.context("graphql", asking.request_id or admission.request_id())
+    with suppress(Failure):
+        context.principal = asking.admit()
+    return context
+
+
+def fields_in(query: str) -> list[str]:
+    """The fields here that a document names, whether it can be understood or not."""
+    return [*dict.fromkeys(_FIELDS.findall(query))]
+
+
+async def log_refused(asking: Asking, fields: Iterable[str], failure: Failure) -> None:
+    """Logs calls of the administration that are not made: those of these fields that are ours."""
+    use = asking.gateway.admin
+    for field in fields:
+        if use is not None and field in _METHODS:
+            failure.audited = False  # it is one failure of several calls
+            await use.refused(_unnoted(asking), _METHODS[field], "", failure)
 
 
 # --- fields ----------------------------------------------------------------------------------------------------------
@@ -310,39 +369,39 @@ _Grace = Annotated[float, _argument("How many seconds the old key is good still.
 
 
 async def _get_level(info: Info, name: _NameOrAlias) -> Level:
-    with _administering(info) as (use, context):
+    async with _administering(info, "GetLevel", name) as (use, context):
         return _level(await use.get_level(context, name))
 
 
 async def _list_levels(info: Info, parent: _Parent = "", first: _First = 0, after: _After = "") -> LevelPage:
-    with _administering(info) as (use, context):
+    async with _administering(info, "ListLevels", parent) as (use, context):
         page = await use.list_levels(context, parent, first, after)
         return LevelPage(levels=[_level(level) for level in page.items], next=page.next or None)
 
 
 async def _list_keys(info: Info, endpoint: _Endpoint) -> list[EndpointKey]:
-    with _administering(info, "endpoint") as (use, context):
+    async with _administering(info, "ListKeys", endpoint, "endpoint") as (use, context):
         return [_key(key) for key in await use.list_keys(context, endpoint)]
 
 
 async def _audit(info: Info, first: _First = 0, after: _After = "") -> AuditPage:
-    with _administering(info) as (use, context):
+    async with _administering(info, "ListAuditEntries", "") as (use, context):
         page = await use.audit(context, first, after)
         return AuditPage(entries=[_entry(entry) for entry in page.items], next=page.next or None)
 
 
 async def _create_level(info: Info, name: _Name, settings: _Settings) -> Level:
-    with _administering(info) as (use, context):
+    async with _administering(info, "CreateLevel", name) as (use, context):
         return _level(await use.create_level(context, name, _changes(settings)))
 
 
 async def _update_level(info: Info, name: _Name, settings: _Settings, etag: _Etag = "") -> Level:
-    with _administering(info) as (use, context):
+    async with _administering(info, "UpdateLevel", name) as (use, context):
         return _level(await use.update_level(context, name, _changes(settings), etag))
 
 
 async def _delete_level(info: Info, name: _Name, etag: _Etag = "", force: _Force = False) -> str:
-    with _administering(info) as (use, context):
+    async with _administering(info, "DeleteLevel", name) as (use, context):
         await use.delete_level(context, name, etag, force=force)
         return name
 
@@ -350,24 +409,24 @@ async def _delete_level(info: Info, name: _Name, etag: _Etag = "", force: _Force
 async def _issue_key(
     info: Info, endpoint: _Endpoint, key_id: _KeyId = "", expire_time: _ExpireTime = None
 ) -> IssuedKey:
-    with _administering(info, "endpoint") as (use, context):
+    async with _administering(info, "IssueKey", endpoint, "endpoint") as (use, context):
         return _issued(await use.issue_key(context, endpoint, key_id, _zoned(expire_time)))
 
 
 async def _rotate_key(
     info: Info, name: _KeyName, grace: _Grace = GRACE, key_id: _KeyId = "", expire_time: _ExpireTime = None
 ) -> IssuedKey:
-    with _administering(info) as (use, context):
+    async with _administering(info, "RotateKey", name) as (use, context):
         return _issued(await use.rotate_key(context, name, grace, key_id, _zoned(expire_time)))
 
 
 async def _revoke_key(info: Info, name: _KeyName) -> EndpointKey:
-    with _administering(info) as (use, context):
+    async with _administering(info, "RevokeKey", name) as (use, context):
         return _key(await use.revoke_key(context, name))
 
 
 async def _delete_key(info: Info, name: _KeyName) -> str:
-    with _administering(info) as (use, context):
+    async with _administering(info, "DeleteKey", name) as (use, context):
         await use.delete_key(context, name)
         return name
 

@@ -8,12 +8,13 @@ from typing import Final
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmg.doors.graphql.asking import Gateway
-from llmg.doors.graphql.exchange import STREAMS, Exchange, Options
+from llmg.doors.graphql.exchange import STREAMS, Exchange, Options, words
 from llmg.doors.graphql.limits import Limits
 from llmg.doors.graphql.schema import DEFAULT_LIMITS, Schema, make_schema
 from llmg.doors.graphql.sockets import PROTOCOLS, Sockets
 from llmg.doors.http.guard import Guard
 from llmg.doors.http.pages import from_browser, graphiql_page
+from llmg.doors.http.refusing import ByPath
 from llmg.ports import Provider
 from llmg.services.admin import Admin
 from llmg.services.admission import Admission
@@ -83,5 +84,5 @@ def make_graphql(
         init_timeout=init_timeout,
         operations=max_operations,
     )
-    guarded = Guard(sockets, hosts=None, origins=origins)
+    guarded = Guard(sockets, hosts=None, origins=origins, words=ByPath({"": words}))
     return Door(gateway, schema, options, guarded, graphiql_page() if graphiql else None)

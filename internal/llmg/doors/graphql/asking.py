@@ -46,7 +46,7 @@ class Gateway:
 class Asking:
     """Who asks: one HTTP request, or one WebSocket connection, whose operations have request ids of their own."""
 
-    __slots__ = ("connection_params", "gateway", "header", "last", "principal", "request_id")
+    __slots__ = ("connection_params", "gateway", "header", "last", "principal", "request_id", "unfit")
 
     def __init__(self, gateway: Gateway, request_id: str | None, header: Callable[[str], str | None]) -> None:
         """`header` gives one of the request's, or of the handshake's."""
@@ -55,6 +55,7 @@ class Asking:
         self.header = header
         self.principal = ANONYMOUS
         self.last: Context | None = None  # of the last field that was asked of the pipeline
+        self.unfit: list[str] = []  # fields of the operation that were not asked of anybody: their arguments do not fit
         self.connection_params: object = None  # strawberry sets it, with connection_init's payload
 
     def operation(self) -> Asking:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Collection, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -26,10 +26,12 @@ from strawberry.types.graphql import OperationType
 
 from llmg.core.errors import Failure, Kind, internal, invalid
 from llmg.doors.graphql import errors
+from llmg.doors.graphql.admin import fields_in, log_refused
 from llmg.doors.graphql.asking import Asking, Gateway
 from llmg.doors.graphql.schema import Schema
 from llmg.doors.http import exchange as http
-from llmg.wire.openai.fields import too_deep
+from llmg.doors.http.refusing import Refusal
+from llmg.wire.openai.fields import refused, too_deep
 
 JSON: Final = "application/json"
 RESPONSE: Final = "application/graphql-response+json"
@@ -38,6 +40,8 @@ MULTIPART: Final = "multipart/mixed"
 STREAMS: Final = frozenset({SSE, MULTIPART})
 
 _BOUNDARY: Final = b"graphql"
+_GLIMPSE: Final = 1.0  # seconds
+_GLIMPSED: Final = 64 << 10  # bytes
 _ASKED_FOR: Final = {SSE: SSE, MULTIPART: f'{MULTIPART};subscriptionSpec="1.0"'}
 _STREAM_TYPES: Final = {
     SSE: b"text/event-stream; charset=utf-8",
@@ -58,14 +62,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 class Exchange(http.Exchange):
     """The request of one ASGI call, and its answer."""
 
-    __slots__ = ("_accepted", "_asking", "_options", "_schema")
+    __slots__ = ("_accepted", "_asking", "_body", "_options", "_schema")
 
     log = structlog.get_logger("llmg.graphql")
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, gateway: Gateway, schema: Schema, options: Options
     ) -> None:
-        super().__init__(scope, receive, send)
+        super().__init__(scope, receive, send, words)
+        self._body: bytes | None = None  # None: nobody has begun to read it
         self._schema = schema
         self._options = options
         self._asking = Asking(gateway, self.request_id, partial(http.header_of, self.headers))
@@ -76,18 +81,12 @@ class Exchange(http.Exchange):
         await http.attend(self, self._answer())
 
     async def _answer(self) -> None:
-        admission = self._asking.gateway.admission
-        self._asking.principal = admission.principal(self.header(b"authorization"), self.header(b"x-api-key"))
-        method = self.scope["method"]
-        if method == "POST":
-            self._check_media_type()
-            operation, allowed = parse_body(await self.body(self._options.max_body)), _ALL
-        elif method == "GET":
-            operation, allowed = parse_query(self.scope.get("query_string", b"")), _READS
-            if self._accepted in STREAMS and any(name in self.headers for name in _PREFLIGHTED):
-                allowed = _READS | {OperationType.SUBSCRIPTION}
-        else:
-            failure = Failure(Kind.METHOD_NOT_ALLOWED, f"{method} is not for GraphQL")
+        try:
+            operation, allowed = await self._read()
+        except Failure as failure:
+            await log_refused(self._asking, fields_in(await self._glimpse()), failure)
+            if failure.kind is not Kind.METHOD_NOT_ALLOWED:
+                raise
             await self.fail(failure, (b"allow", b"GET, POST"))
             return
         self.watch()
@@ -106,8 +105,40 @@ class Exchange(http.Exchange):
             else:
                 await self._single(await anext(results))
 
+    async def _read(self) -> tuple[Operation, frozenset[OperationType]]:
+        admission = self._asking.gateway.admission
+        self._asking.principal = admission.principal(self.header(b"authorization"), self.header(b"x-api-key"))
+        if self.scope["method"] == "POST":
+            self._check_media_type()
+            self._body = b""  # it is being read
+            self._body = await self.body(self._options.max_body)
+            return parse_body(self._body), _ALL
+        if self.scope["method"] != "GET":
+            raise Failure(Kind.METHOD_NOT_ALLOWED, f"{self.scope['method']} is not for GraphQL")
+        operation = parse_query(self.scope.get("query_string", b""))
+        if self._accepted in STREAMS and any(name in self.headers for name in _PREFLIGHTED):
+            return operation, _READS | {OperationType.SUBSCRIPTION}
+        return operation, _READS
+
+    async def _glimpse(self) -> str:
+        """What was asked, of a request that is refused before it was understood: as much of it as is soon there. Only
+        who keeps a log wants to know."""
+        if self._asking.gateway.admin is None:
+            return ""
+        if self._body is None and self.scope["method"] == "POST":
+            with suppress(Failure, TimeoutError):
+                async with asyncio.timeout(_GLIMPSE):
+                    self._body = await self.body(_GLIMPSED)
+        try:
+            if self._body is not None:
+                return parse_body(self._body).query
+            return parse_query(self.scope.get("query_string", b"")).query
+        except Failure:
+            return (self._body or b"").decode(errors="replace")
+
     def _check_media_type(self) -> None:
         """Of the body. A page of another origin can't send JSON without asking first, so that this guards from it."""
+        self.check_encoding()
         given = self.header(b"content-type") or ""
         kind, *params = [part.strip().lower() for part in given.split(";")]
         charsets = [param.partition("=")[2].strip('"') for param in params if param.startswith("charset=")]
@@ -153,12 +184,6 @@ class Exchange(http.Exchange):
     def _errors(self, failure: Failure) -> dict[str, Any]:
         return errors.refusal(failure, self.request_id)
 
-    def refusal(self, failure: Failure) -> tuple[int, bytes, bytes]:
-        """See Exchange."""
-        body = {"errors": [errors.told(failure, self.request_id)]}
-        kind = self._accepted if self._accepted not in STREAMS else JSON
-        return errors.CODES[failure.kind][1], _in_utf8(kind), msgspec.json.encode(body)
-
     async def start(self, status: int, headers: http.Headers) -> None:
         """The status line and the headers."""
         await super().start(status, [*headers, (b"vary", b"accept")])
@@ -174,6 +199,13 @@ class Exchange(http.Exchange):
             caching = [(b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no")]
             await self.start(200, [kind, *caching, *self.way()])
         await self.write(data, more=more)
+
+
+def words(failure: Failure, headers: Mapping[bytes, bytes], request_id: str, status: int | None = None) -> Refusal:
+    """This door's, of a request that is not executed: in the media type of whole answers that its client prefers."""
+    kind = accepted(headers.get(b"accept", b"").decode("latin-1"), ())
+    body = msgspec.json.encode({"errors": [errors.told(failure, request_id)]})
+    return Refusal(status or errors.CODES[failure.kind][1], _in_utf8(kind), body)
 
 
 def _in_utf8(kind: str) -> bytes:
@@ -219,6 +251,13 @@ _READS: Final = frozenset({OperationType.QUERY})
 _decode: Final = msgspec.json.Decoder(_Body).decode
 
 
+class _Message(msgspec.Struct):
+    payload: _Body
+
+
+_decode_message: Final = msgspec.json.Decoder(_Message).decode
+
+
 def parse_body(body: bytes) -> Operation:
     """A POST's. Raises Failure (invalid_request)."""
     try:
@@ -226,12 +265,11 @@ def parse_body(body: bytes) -> Operation:
             raise RecursionError
         given = _decode(body)
     except msgspec.ValidationError as error:
-        batch = body.lstrip()[:1] == b"["
-        raise invalid("batches of operations are not taken" if batch else f"the body does not fit: {error}") from None
+        raise _unfit(error, "batches of operations are not taken" if body.lstrip()[:1] == b"[" else None) from None
     except RecursionError:
         raise invalid("the body is nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise invalid("the body is not valid JSON") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise invalid(f"the body is not valid JSON: {error}" if body.strip() else "the body is empty") from None
     return _operation(given)
 
 
@@ -246,10 +284,30 @@ def parse_query(query_string: bytes) -> Operation:
             given[name] = msgspec.json.decode(text) if text else None
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise invalid(f"the parameter '{name}' is not valid JSON", name) from None
+    return parse_payload(given)
+
+
+def parse_payload(given: object) -> Operation:
+    """What was decoded already. Raises Failure (invalid_request)."""
     try:
         return _operation(msgspec.convert(given, _Body))
     except msgspec.ValidationError as error:
-        raise invalid(f"the parameters do not fit: {error}") from None
+        raise _unfit(error) from None
+
+
+def complaint(message: str | bytes, why: str) -> Failure:
+    """Of a WebSocket's message that can't be read, though its grammar is JSON's; it names the field if it is ours."""
+    with suppress(msgspec.DecodeError):
+        try:
+            _decode_message(message)
+        except msgspec.ValidationError as error:
+            return _unfit(error)
+    return invalid(f"the message can't be read: {why}")
+
+
+def _unfit(error: msgspec.ValidationError, words: str | None = None) -> Failure:
+    found = refused(error)
+    return invalid(words or (found.message if found.param else "the request must be an object"), found.param)
 
 
 def _operation(given: _Body) -> Operation:

@@ -24,6 +24,7 @@ from strawberry.extensions import SchemaExtension
 
 _LONGEST: Final = 100 << 10  # characters: tokens may be of any length
 _FIELDS: Final = 500  # twice the usual introspection query's; validation takes their number's square
+_FRAGMENTS: Final = 64  # validation compares each with each, at 25 us
 _INTROSPECTION_DEPTH: Final = 30  # twice the usual query's
 _KEPT: Final = 128  # documents
 _LONGEST_KEPT: Final = 16 << 10  # characters
@@ -48,7 +49,10 @@ class Limits(NamedTuple):
 
 def check(document: DocumentNode, limits: Limits) -> list[GraphQLError]:
     """What is too much. Introspection is deep by nature, and has a depth of its own."""
-    sizer = _Sizer({d.name.value: d for d in document.definitions if isinstance(d, FragmentDefinitionNode)})
+    fragments = [d for d in document.definitions if isinstance(d, FragmentDefinitionNode)]
+    if len(fragments) > _FRAGMENTS:
+        return [GraphQLError(f"{len(fragments)} fragments; {_FRAGMENTS} are allowed", fragments[_FRAGMENTS])]
+    sizer = _Sizer({fragment.name.value: fragment for fragment in fragments})
     operations = [d for d in document.definitions if isinstance(d, OperationDefinitionNode)]
     try:
         return [

@@ -90,14 +90,14 @@ _Input = Annotated[ExplainRouteInput, strawberry.argument(description="The reque
 _VERDICTS: Final = {verdict.name.lower(): verdict for verdict in Verdict}
 
 
-def explain_route(info: Info, input: _Input) -> Route:
+async def explain_route(info: Info, input: _Input) -> Route:
     """Which targets would be asked now, in which order, and why; nobody is."""
     with info.context.answering() as context:
         explain = info.context.gateway.explain
         if explain is None:
             raise not_implemented("the explanation of routes")
         try:
-            return _route(explain.explain(decode_explain(input), context))
+            return _route(await explain.explain(decode_explain(input), context))
         except Failure as failure:
             errors.within(failure, "chat" if input.chat else "embeddings")
             raise

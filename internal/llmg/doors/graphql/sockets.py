@@ -29,14 +29,15 @@ from llmg.core.context import Principal
 from llmg.core.errors import Failure, Kind
 from llmg.doors.graphql import errors
 from llmg.doors.graphql.asking import Asking, Gateway
+from llmg.doors.graphql.exchange import complaint, parse_payload, words
 from llmg.doors.graphql.schema import Schema
 from llmg.doors.http.draining import drain_of
 from llmg.doors.http.exchange import header_of
-from llmg.doors.http.guard import refuse
 from llmg.doors.http.handshake import Shown, shown_by
+from llmg.doors.http.refusing import refuse
 from llmg.services.admission import bearer
 from llmg.wire.openai.fields import too_deep
-from llmg.wire.websocket import Close
+from llmg.wire.websocket import Close, grammatical, named
 
 TRANSPORT_WS: Final = GRAPHQL_TRANSPORT_WS_PROTOCOL
 LEGACY_WS: Final = GRAPHQL_WS_PROTOCOL
@@ -47,6 +48,7 @@ _KEYLESS: Final = (
     "an API key is needed: send it in connection_init's payload, as 'authorization' (Bearer KEY) or 'apiKey'"
 )
 _LONGEST_REASON: Final = 123  # bytes, in a close frame (RFC 6455, 5.5)
+_BEGINNINGS: Final = ("subscribe", "start")
 _TOO_DEEP: Final = "the message is nested too deeply"
 _UNREADABLE: Final = "Failed to parse message"
 _WRONG_SHAPE: Final = (TypeError, AttributeError, ValueError)
@@ -59,6 +61,14 @@ class _Unknown(Exception):
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
+        self.failure = failure
+
+
+class _Unread(dict[str, Any]):
+    """A message that would begin an operation, were it not for a value in it that can't be read: `failure`."""
+
+    def __init__(self, given: dict[str, Any], failure: Failure) -> None:
+        super().__init__(given)
         self.failure = failure
 
 
@@ -130,12 +140,19 @@ class _Adapter(ASGIWebSocketAdapter):
         await super().close(code, reason.encode(errors="replace")[:_LONGEST_REASON].decode(errors="ignore"))
 
 
-def _obstacle(leave: _Leave, id: str, running: Collection[str], most: int | None) -> Failure | None:
-    """Why no operation of that id is begun, beside those under way."""
+def _obstacle(leave: _Leave, message: Any, running: Collection[str], most: int | None) -> Failure | None:
+    """Why no operation is begun by that message, beside those under way."""
     if leave.begun:
         return _GOING
-    if most is not None and len(running) >= most and id not in running:
+    if most is not None and len(running) >= most and message["id"] not in running:
         return _TOO_MANY
+    if isinstance(message, _Unread):
+        return message.failure
+    if isinstance(message["payload"], dict):
+        try:
+            parse_payload(message["payload"])
+        except Failure as failure:
+            return failure
     return None
 
 
@@ -177,7 +194,7 @@ class _TransportHandler(BaseGraphQLTransportWSHandler[Asking, None]):
 
     async def handle_subscribe(self, message: Any) -> None:
         """An operation; none is begun when the server drains, or beside too many others."""
-        obstacle = _obstacle(self.leave, message["id"], self.operations, self.max_subscriptions_per_connection)
+        obstacle = _obstacle(self.leave, message, self.operations, self.max_subscriptions_per_connection)
         if obstacle is not None and self.connection_acknowledged:
             await self._refuse(message["id"], obstacle)
             return
@@ -244,7 +261,7 @@ class _LegacyHandler(BaseGraphQLWSHandler[Asking, None]):
 
     async def handle_start(self, message: Any) -> None:
         """An operation; none is begun when the server drains, or beside too many others."""
-        obstacle = _obstacle(self.leave, message["id"], self.tasks, self.max_subscriptions_per_connection)
+        obstacle = _obstacle(self.leave, message, self.tasks, self.max_subscriptions_per_connection)
         if obstacle is not None and self.connection_acknowledged:
             await self._refuse(message["id"], obstacle)
             return
@@ -353,7 +370,7 @@ class Sockets(GraphQL[Asking, None]):
         try:
             shown = shown_by(scope, self._gateway.admission)
         except Failure as failure:
-            await refuse(failure, scope, receive, send)
+            await refuse(failure, scope, receive, send, words)
             return
         websocket = WebSocket(scope, receive=receive, send=send)
         header = partial(header_of, dict(scope["headers"]))
@@ -385,6 +402,10 @@ class Sockets(GraphQL[Asking, None]):
         try:
             return msgspec.json.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            with suppress(ValueError):
+                given = grammatical(data)
+                if named(given, _BEGINNINGS) is not None:
+                    return _Unread(given, complaint(data, str(error).partition(" - at `")[0]))
             raise json.JSONDecodeError(str(error), "", 0) from None
 
 

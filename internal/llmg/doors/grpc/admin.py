@@ -11,7 +11,8 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from msgspec import UNSET
 
-from llmg.core.errors import invalid, not_implemented
+from llmg.core.context import Context
+from llmg.core.errors import Failure, invalid, not_implemented
 from llmg.doors.grpc.services import Call, Inference
 from llmg.gatewayapi.v1 import admin_pb2 as pb
 from llmg.gatewayapi.v1.admin_pb2_grpc import AdminServiceServicer
@@ -40,74 +41,90 @@ class Administration(AdminServiceServicer):
 
     async def ListLevels(self, request: pb.ListLevelsRequest, context: Call) -> pb.ListLevelsResponse:
         """A page of levels."""
-        async with self._answering(request, context) as own:
+        async with self._answering("ListLevels", request, context) as own:
             page = await self._admin.list_levels(own, request.parent, request.page_size, request.page_token)
             return pb.ListLevelsResponse(levels=map(_level, page.items), next_page_token=page.next)
 
     async def GetLevel(self, request: pb.GetLevelRequest, context: Call) -> pb.GetLevelResponse:
         """One level."""
-        async with self._answering(request, context) as own:
+        async with self._answering("GetLevel", request, context) as own:
             return pb.GetLevelResponse(level=_level(await self._admin.get_level(own, request.name)))
 
     async def CreateLevel(self, request: pb.CreateLevelRequest, context: Call) -> pb.CreateLevelResponse:
         """A new level."""
-        async with self._in_level(request, context) as own:
+        async with self._answering("CreateLevel", request, context) as own:
             made = await self._admin.create_level(own, request.level.name, _changes(request.level))
             return pb.CreateLevelResponse(level=_level(made))
 
     async def UpdateLevel(self, request: pb.UpdateLevelRequest, context: Call) -> pb.UpdateLevelResponse:
         """Other settings."""
-        async with self._in_level(request, context) as own:
+        async with self._answering("UpdateLevel", request, context) as own:
             changes = _changes(request.level, request.update_mask.paths)
             made = await self._admin.update_level(own, request.level.name, changes, request.level.etag)
             return pb.UpdateLevelResponse(level=_level(made))
 
     async def DeleteLevel(self, request: pb.DeleteLevelRequest, context: Call) -> pb.DeleteLevelResponse:
         """A level less."""
-        async with self._answering(request, context) as own:
+        async with self._answering("DeleteLevel", request, context) as own:
             await self._admin.delete_level(own, request.name, request.etag, force=request.force)
             return pb.DeleteLevelResponse()
 
     async def ListKeys(self, request: pb.ListKeysRequest, context: Call) -> pb.ListKeysResponse:
         """An endpoint's keys."""
-        async with self._answering(request, context) as own:
+        async with self._answering("ListKeys", request, context) as own:
             return pb.ListKeysResponse(keys=map(_key, await self._admin.list_keys(own, request.parent)))
 
     async def IssueKey(self, request: pb.IssueKeyRequest, context: Call) -> pb.IssueKeyResponse:
         """A new key."""
-        async with self._answering(request, context) as own:
+        async with self._answering("IssueKey", request, context) as own:
             issued = await self._admin.issue_key(own, request.parent, request.key_id, _expiry(request))
             return pb.IssueKeyResponse(**_issued(issued))
 
     async def RotateKey(self, request: pb.RotateKeyRequest, context: Call) -> pb.RotateKeyResponse:
         """A new key for an old one."""
-        async with self._answering(request, context) as own:
+        async with self._answering("RotateKey", request, context) as own:
             grace = request.grace.ToNanoseconds() / 1e9 if request.HasField("grace") else GRACE
             issued = await self._admin.rotate_key(own, request.name, grace, request.key_id, _expiry(request))
             return pb.RotateKeyResponse(**_issued(issued))
 
     async def RevokeKey(self, request: pb.RevokeKeyRequest, context: Call) -> pb.RevokeKeyResponse:
         """A key that is good no more."""
-        async with self._answering(request, context) as own:
+        async with self._answering("RevokeKey", request, context) as own:
             return pb.RevokeKeyResponse(key=_key(await self._admin.revoke_key(own, request.name)))
 
     async def DeleteKey(self, request: pb.DeleteKeyRequest, context: Call) -> pb.DeleteKeyResponse:
         """A key less."""
-        async with self._answering(request, context) as own:
+        async with self._answering("DeleteKey", request, context) as own:
             await self._admin.delete_key(own, request.name)
             return pb.DeleteKeyResponse()
 
     async def ListAuditEntries(self, request: pb.ListAuditEntriesRequest, context: Call) -> pb.ListAuditEntriesResponse:
         """A page of the log."""
-        async with self._answering(request, context) as own:
+        async with self._answering("ListAuditEntries", request, context) as own:
             page = await self._admin.audit(own, request.page_size, request.page_token)
             return pb.ListAuditEntriesResponse(entries=map(_entry, page.items), next_page_token=page.next)
 
-    def _answering(self, request: object, context: Call) -> Any:
-        return self._inference.answering(request, context, lambda param: param)
+    def _answering(self, method: str, request: Any, context: Call) -> Any:
+        # Of one that could not be read, the gateway knows what its path says.
+        known = getattr(context, "known", None) if isinstance(request, Failure) else request
 
-    def _in_level(self, request: object, context: Call) -> Any:
-        return self._inference.answering(request, context, _place)
+        async def refused(own: Context, failure: Failure) -> None:
+            if self._given is not None:
+                await self._given.refused(own, method, "" if known is None else _target(known), failure)
+
+        in_level = method in ("CreateLevel", "UpdateLevel")
+        return self._inference.answering(request, context, _place if in_level else _as_it_is, refused)
+
+
+def _target(request: Any) -> str:
+    """Of which level or key a request is."""
+    names = ("name", "parent", "level")
+    name = next((getattr(request, name) for name in names if name in request.DESCRIPTOR.fields_by_name), "")
+    return name if isinstance(name, str) else name.name
+
+
+def _as_it_is(param: str) -> str:
+    return param
 
 
 def _place(param: str) -> str:
@@ -222,6 +239,8 @@ def _entry(entry: AuditEntry) -> pb.AuditEntry:
         version_after=entry.after,
         outcome=entry.outcome,
         request_id=entry.request_id,
+        door=entry.door,
+        changed=entry.changed,
     )
 
 

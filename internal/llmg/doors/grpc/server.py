@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection as reflecting
 from msgspec import Struct
 
+from llmg.core.errors import Failure, Kind
+from llmg.doors.grpc.errors import abort
 from llmg.doors.grpc.reading import Reading
 from llmg.doors.grpc.served import DESCRIPTORS, add_all
 from llmg.doors.grpc.services import Inference
@@ -23,6 +25,7 @@ SERVICES: Final = tuple(service.full_name for service in DESCRIPTORS)
 # Seconds for the last words of calls that are over; and calls that never end by themselves (who watches our health,
 # or keeps reflection open) are not waited for any longer.
 LINGER: Final = 1.0
+_QUIET: Final = 0.02  # seconds without a call, after which there is none that gRPC has and we have not
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -83,6 +86,30 @@ def polite_threads() -> Iterator[None]:
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
+class _Entrance(grpc.GenericRpcHandler):
+    """Is asked first about each call, and leaves it to the services, until it is shut: then it refuses each."""
+
+    def __init__(self, refuse: Callable[[Any, Any], Awaitable[None]]) -> None:
+        self.calls = 0
+        """So many have come."""
+        self.shut = False
+        self._refusing: Any = grpc.stream_stream_rpc_method_handler(refuse)
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """See grpc.GenericRpcHandler."""
+        self.calls += 1
+        return self._refusing if self.shut else None
+
+    async def quiet(self, most: float) -> None:
+        """Waits until nobody comes any more, for so many seconds at the most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(most):
+                before = -1
+                while self.calls != before:
+                    before = self.calls
+                    await asyncio.sleep(_QUIET)
+
+
 class GrpcServer:
     """All of it, from `start` to `drain`. Made on the event loop that serves it."""
 
@@ -106,6 +133,9 @@ class GrpcServer:
             self._server = grpc.aio.server(
                 options=(*limits.options(), ("grpc.so_reuseport", int(reuse_port))),
             )
+        self._stopping = asyncio.Event()
+        self._entrance = _Entrance(self._refuse)
+        self._server.add_generic_rpc_handlers((self._entrance,))
         self._health = health.aio.HealthServicer()
         add_all(Reading(self._server, inference, limits.message_timeout), inference, models, admin)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -126,10 +156,27 @@ class GrpcServer:
         return port
 
     async def drain(self, grace: float) -> int:
-        """Takes no more calls, and lets those in flight finish for `grace` seconds. How many did not."""
+        """Takes no more calls, and lets those in flight finish for `grace` seconds. How many did not.
+
+        Calls may have come that gRPC has not told us of: to stop would cancel them. So those are answered that come at
+        first, and those are refused that come then; it stops when it is quiet. Both have a second at the most. Who is
+        refused hears of it when its connection has been told not to be called by any more: else it would call again.
+        """
+        end = asyncio.get_running_loop().time() + grace
         await self._health.enter_graceful_shutdown()
-        stopping = asyncio.create_task(self._server.stop(grace + LINGER))
-        cut_off = await self._inference.finish(grace)
+        await self._entrance.quiet(min(LINGER, grace))
+        self._entrance.shut = True
+        await self._entrance.quiet(min(LINGER, grace))
+        left = max(0.0, end - asyncio.get_running_loop().time())
+        stopping = asyncio.create_task(self._server.stop(left + LINGER))
+        await asyncio.sleep(_QUIET)  # connections are told by gRPC's own threads
+        self._stopping.set()
+        cut_off = await self._inference.finish(left)
         await self._server.stop(LINGER)
         await stopping
         return cut_off
+
+    async def _refuse(self, _: object, call: Any) -> None:
+        await self._stopping.wait()
+        trailing = (("x-request-id", self._inference.admission.request_id()),)
+        await abort(call, Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"), None, trailing)

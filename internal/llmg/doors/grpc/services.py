@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -49,6 +49,8 @@ Call = grpc.aio.ServicerContext[Any, Any]
 Given = Mapping[str, str | bytes]
 # The message's own path of a field, by what pipelines call it.
 Place = Callable[[str], str]
+# Told of a call that is refused, before its client is.
+Refused = Callable[[Context, Failure], Awaitable[None]]
 
 
 class Inference:
@@ -106,9 +108,9 @@ class Inference:
         """It is over, if it was let in at all."""
         self._answering.discard(answering)
 
-    def answering(self, request: object, call: Call, place: Place) -> _Answering:
+    def answering(self, request: object, call: Call, place: Place, refused: Refused | None = None) -> _Answering:
         """Lets the caller in, with a request that could be read."""
-        return _Answering(self, request, call, place)
+        return _Answering(self, request, call, place, refused)
 
     def open(self, request: Request, context: Context) -> Any:
         """The answer's events."""
@@ -136,13 +138,16 @@ class _Answering:
     """One call, from who asks to its status: gives its context. Failures inside end the call; one that ends well says
     its way. (A class, because `asynccontextmanager` costs as much as the rest of it.)"""
 
-    __slots__ = ("_call", "_context", "_given", "_inference", "_place", "_request", "_task")
+    __slots__ = ("_call", "_context", "_given", "_inference", "_place", "_refused", "_request", "_task")
 
-    def __init__(self, inference: Inference, request: object, call: Call, place: Place) -> None:
+    def __init__(
+        self, inference: Inference, request: object, call: Call, place: Place, refused: Refused | None
+    ) -> None:
         self._inference = inference
         self._request = request
         self._call = call
         self._place = place
+        self._refused = refused
         self._given = _given(call)
         self._context = inference.admission.context(
             inference.door,
@@ -174,10 +179,11 @@ class _Answering:
         try:
             if error is None:
                 self._call.set_trailing_metadata(trailing(self._context))
-            elif isinstance(error, Failure):
-                await self._abort(error, None if error.param is None else self._place(error.param))
             elif isinstance(error, Exception):  # the rim: nothing may leave it as a stack trace
-                await self._abort(internal(error))
+                failure = error if isinstance(error, Failure) else internal(error)
+                if self._refused is not None:
+                    await self._refused(self._context, failure)
+                await self._abort(failure, None if failure.param is None else self._place(failure.param))
             elif isinstance(error, asyncio.CancelledError) and task in inference.cut:
                 task.uncancel()
                 await self._abort(Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"))
@@ -302,7 +308,7 @@ class Routing(RoutingServiceServicer):
             if self._inference.explain is None:
                 raise not_implemented("the explanation of routes")
             asked = explanation.decode_request(request)
-            return explanation.encode_explanation(self._inference.explain.explain(asked, own))
+            return explanation.encode_explanation(await self._inference.explain.explain(asked, own))
 
 
 def _in_chat(param: str) -> str:

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-import re
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping, Sequence
-from functools import partial
-from math import ceil
 from typing import Any, ClassVar
 
 import structlog
@@ -19,36 +13,29 @@ from llmg.core import way
 from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind, internal
 from llmg.doors.http.leaving import Leaving
+from llmg.doors.http.refusing import Words, consequences, openai, request_id
 from llmg.services.failures import log_failure
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}\Z")
-# Names, not secrets: one seed from the system instead of a system call each.
-_random = partial(random.Random(os.urandom(32)).getrandbits, 96)
 
-
-class Exchange(ABC):
+class Exchange:
     """The request of one ASGI call, and its answer. Each door says in its own words what a failure is."""
 
-    __slots__ = ("_leaving", "_receive", "_send", "context", "headers", "request_id", "scope", "started")
+    __slots__ = ("_leaving", "_receive", "_send", "_words", "context", "headers", "request_id", "scope", "started")
 
     log: ClassVar[Any] = structlog.get_logger("llmg.http")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, words: Words = openai) -> None:
         self.scope = scope
         self._receive = receive
         self._send = send
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        given = self.headers.get(b"x-request-id", b"")
-        self.request_id = given.decode() if _REQUEST_ID.match(given) else f"req_{_random():024x}"
+        self.request_id = request_id(self.headers)
         self.started = False
         self.context: Context | None = None  # of the pipeline, once the request is on its way
         self._leaving = Leaving(scope, receive)
-
-    @abstractmethod
-    def refusal(self, failure: Failure) -> tuple[int, bytes, bytes]:
-        """Status, content type and body of the answer to a request that failed."""
+        self._words = words
 
     def header(self, name: bytes) -> str | None:
         """One of the request's; its name in lower case."""
@@ -58,6 +45,11 @@ class Exchange(ABC):
     def way(self) -> Headers:
         """The headers that tell the way of the request, as far as it is known."""
         return () if self.context is None else told(self.context)
+
+    def check_encoding(self) -> None:
+        """Of the body: it must have none. Raises Failure (unsupported_media_type)."""
+        if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Failure(Kind.UNSUPPORTED_MEDIA_TYPE, "the body must not be compressed", param="content-encoding")
 
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises Failure (request_too_large, cancelled)."""
@@ -115,16 +107,9 @@ class Exchange(ABC):
 
     async def fail(self, failure: Failure, *more: tuple[bytes, bytes]) -> None:
         """A failure before the first byte of an answer, with `more` headers."""
-        headers = [*more, *self.way()]
-        if failure.kind is Kind.UNAUTHENTICATED:
-            headers.append((b"www-authenticate", b"Bearer"))
-        if failure.retry_after is not None:
-            headers.append((b"retry-after", b"%d" % ceil(failure.retry_after)))
-        if failure.kind in (Kind.REQUEST_TOO_LARGE, Kind.CLIENT_TIMEOUT):
-            headers.append((b"connection", b"close"))  # the rest of the body is not read
         self.report(failure)
-        status, kind, body = self.refusal(failure)
-        await self.answer(status, body, headers, kind)
+        status, kind, body = self._words(failure, self.headers, self.request_id, None)
+        await self.answer(status, body, [*more, *self.way(), *consequences(failure)], kind)
 
     def report(self, failure: Failure) -> None:
         """To the log, what the client is not told."""

@@ -9,14 +9,14 @@ be one of this machine's names.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmg.core.errors import Failure, Kind
-from llmg.wire.openai.errors import STATUS, encode_error
+from llmg.core.loopback import is_loopback
+from llmg.doors.http.refusing import OPENAI, ByPath, refuse
 
 _REMEMBERED: Final = 256  # header values that were found to be good: there are few
 
@@ -31,13 +31,15 @@ class Guard:
         hosts: Collection[str] | None,
         origins: Collection[str],
         off: Callable[[], bool] = lambda: False,
+        words: ByPath = OPENAI,
     ) -> None:
         """`hosts`: this server's names besides those of loopback; None: whatever it is called. `origins`: of pages.
-        `off`: asked at each request whether keys are needed, which do better."""
+        `off`: asked at each request whether keys are needed, which do better. `words`: in which it is said."""
         self._app = app
         self._hosts = None if hosts is None else frozenset(hosts)
         self._origins = frozenset(origins)
         self._off = off
+        self._words = words
         self._good: set[tuple[bytes, bytes]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +56,7 @@ class Guard:
         if (host, origin) not in self._good:
             failure = self._judge(host.decode("latin-1").lower(), origin.decode("latin-1").lower())
             if failure is not None:
-                await refuse(failure, scope, receive, send)
+                await refuse(failure, scope, receive, send, self._words.at(scope["path"]))
                 return
             if len(self._good) < _REMEMBERED:
                 self._good.add((host, origin))
@@ -71,35 +73,8 @@ class Guard:
         return Failure(Kind.PERMISSION_DENIED, words)
 
 
-def is_loopback(name: str) -> bool:
-    """Is this host, by name or address, the machine itself?"""
-    if name == "localhost" or name.endswith(".localhost"):  # RFC 6761, 6.3
-        return True
-    try:
-        return ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
 def _name(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
-
-
-async def refuse(failure: Failure, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the failure alone, whether it is a request or a connection that is not yet accepted."""
-    body = encode_error(failure)
-    prefix = "http"
-    if scope["type"] == "websocket":
-        await receive()  # websocket.connect
-        if "websocket.http.response" not in (scope.get("extensions") or {}):
-            await send({"type": "websocket.close", "code": 1008, "reason": failure.message[:120]})
-            return
-        prefix = "websocket.http"
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    if failure.kind is Kind.UNAUTHENTICATED:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": f"{prefix}.response.start", "status": STATUS[failure.kind][0], "headers": headers})
-    await send({"type": f"{prefix}.response.body", "body": body})

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from email.utils import formatdate
 from typing import Any, Final
+from urllib.parse import unquote
 
 import httptools
 from starlette.types import ASGIApp
@@ -23,8 +24,8 @@ from uvicorn.server import ServerState
 
 from llmg.core.errors import Failure, Kind
 from llmg.doors.http.leaving import GONE
+from llmg.doors.http.refusing import OPENAI, ByPath, consequences, request_id
 from llmg.doors.http.sockets import SocketProtocol, fits
-from llmg.wire.openai.errors import STATUS, encode_error
 
 # Seconds that an idle connection has for one request more when the server drains, and a client that is still sending
 # to read that it was refused.
@@ -43,6 +44,7 @@ class LimitedProtocol(HttpToolsProtocol):
     write_timeout = 120.0  # seconds that a client may not read what there is for it
     draining: Callable[[], bool] = staticmethod(lambda: False)
     lost: Callable[[], None] = staticmethod(lambda: None)  # called when a connection is
+    words: ByPath = OPENAI  # in which requests are refused that no door has seen
     sockets: type[SocketProtocol] = SocketProtocol  # what a connection becomes that is upgraded
 
     _reading = "head"  # what comes next of a request: its head, its body
@@ -107,16 +109,16 @@ class LimitedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._meet_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self._refuse(400, Failure(Kind.INVALID_REQUEST, "the request is not valid HTTP"))
+            self._refuse(Failure(Kind.INVALID_REQUEST, "the request is not valid HTTP"))
         if self._reading == "body":
             if self._framing > self.max_headers:
-                self._refuse(431, self._headers_too_large())
+                self._refuse(self._headers_too_large(), 431)
             self._run_clock(self.body_timeout, "its body")
         elif self._head_bytes >= 0:  # a head has begun
             # Where in these bytes it did is not known, when the request before it ended in them.
             self._head_bytes += 0 if self._ended else len(data)
             if self._head_bytes > self.max_headers:
-                self._refuse(431, self._headers_too_large())
+                self._refuse(self._headers_too_large(), 431)
             else:
                 self._run_clock(self.header_timeout, "its headers")
 
@@ -136,10 +138,10 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._stop_clock()
         if self._head_is_too_large():
-            self._refuse(431, self._headers_too_large())
+            self._refuse(self._headers_too_large(), 431)
             return
+        super().on_headers_complete()  # raises where the target has no path
         self._reading, self._head_bytes, self._framing = "body", -1, 0
-        super().on_headers_complete()
         self.scope["extensions"] = self._extensions
         if self.draining():
             self.cycle.keep_alive = False
@@ -169,11 +171,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self._wants_websocket():
             self._decline_upgrade(rest)
         elif self._head_is_too_large() or not fits(self.url, self.headers):
-            self._refuse(431, self._headers_too_large())
+            self._refuse(self._headers_too_large(), 431)
         elif rest or (target := _target(self.url)) is None:  # nothing may follow before our answer (RFC 6455, 4.1)
-            self._refuse(400, Failure(Kind.INVALID_REQUEST, "the request is no valid WebSocket handshake"))
+            self._refuse(Failure(Kind.INVALID_REQUEST, "the request is no valid WebSocket handshake"))
         elif self.draining():
-            self._refuse(503, Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"))
+            self._refuse(Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down"))
         else:
             self._upgrade(target)
 
@@ -195,7 +197,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_stalled()
         self._head_bytes = -1
         self.connections.discard(self)
-        lines = b"".join([b"%b: %b\r\n" % header for header in self.headers])
+        lines = _lines(self.headers)
         websocket = self.sockets(config=self.config, server_state=self.server_state, app_state=self.app_state)
         websocket.connection_made(self._wire)
         self._wire.set_protocol(websocket)
@@ -211,18 +213,18 @@ class LimitedProtocol(HttpToolsProtocol):
         """
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         if method == b"CONNECT":
-            self._refuse(405, Failure(Kind.METHOD_NOT_ALLOWED, "CONNECT is not for this server"))
+            self._refuse(Failure(Kind.METHOD_NOT_ALLOWED, "CONNECT is not for this server"))
             return
         kept = [(name, value) for name, value in self.headers if name not in (b"upgrade", b"connection")]
         if not self.parser.should_keep_alive():
             kept.append((b"connection", b"close"))
-        lines = b"".join([b"%b: %b\r\n" % header for header in kept])
+        lines = _lines(kept)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         try:
             self.parser.feed_data(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self.url, version, lines, rest))
         except httptools.HttpParserError:
-            self._refuse(400, Failure(Kind.INVALID_REQUEST, "the request is not valid HTTP"))
+            self._refuse(Failure(Kind.INVALID_REQUEST, "the request is not valid HTTP"))
 
     def _head_is_too_large(self) -> bool:
         return sum([len(name) + len(value) for name, value in self.headers]) + len(self.url) > self.max_headers
@@ -244,11 +246,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.flow.read_paused:  # it is we who don't read
             self._run_clock(seconds, what)
             return
-        failure = Failure(Kind.CLIENT_TIMEOUT, f"the client took too long to send {what}")
-        self._refuse(STATUS[failure.kind][0], failure)
+        self._refuse(Failure(Kind.CLIENT_TIMEOUT, f"the client took too long to send {what}"))
 
-    def _refuse(self, status: int, failure: Failure) -> None:
-        """The last that happens here: an answer in the door's own words, if it is this request's turn."""
+    def _refuse(self, failure: Failure, status: int | None = None) -> None:
+        """The last that happens here: an answer in the door's own words, if it is this request's turn. `status`: where
+        HTTP has one that says more than the failure's."""
         if self._deaf or self._wire.is_closing():
             return
         self._stop_clock()
@@ -256,7 +258,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._deaf = True
         if cycle is None or cycle.response_complete or (in_body and cycle is self.cycle):
             if not (in_body and cycle is not None and cycle.response_started):
-                self._wire.write(_refusal(status, failure))
+                self._wire.write(self._refusal(failure, status))
             if in_body:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
@@ -265,6 +267,22 @@ class LimitedProtocol(HttpToolsProtocol):
             self._wire.close()  # of several requests at once, one that isn't answered yet is broken
         else:
             self.cycle.keep_alive = False  # those before it are answered, then the connection closes
+
+    def _refusal(self, failure: Failure, status: int | None) -> bytes:
+        """The answer to the request that is being read, as far as it is known."""
+        begun = self._reading == "body" or self._head_bytes >= 0
+        path, given = (_path(self.url), dict(self.headers)) if begun else ("", {})
+        id = request_id(given)
+        told, kind, body = self.words.at(path)(failure, given, id, status)
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", kind),
+            (b"content-length", b"%d" % len(body)),
+            *[header for header in consequences(failure) if header[0] != b"connection"],
+            (b"connection", b"close"),
+            (b"x-request-id", id.encode()),
+        ]
+        return b"%b%b\r\n%b" % (STATUS_LINE[told], _lines(headers), body)
 
     def _close(self) -> None:
         """Closes when all is said. To a client that is still sending, an answer and a close at once are a reset
@@ -323,10 +341,13 @@ class _Outlet:
         self.is_closing = is_closing
 
 
-def _refusal(status: int, failure: Failure) -> bytes:
-    body = encode_error(failure)
-    head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
-    return STATUS_LINE[status] + head + body
+def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def _path(url: bytes) -> str:
+    """As doors see it; empty where the target has none."""
+    return unquote((_target(url) or b"").partition(b"?")[0].decode())
 
 
 def _target(url: bytes) -> bytes | None:
@@ -358,10 +379,12 @@ class HttpServer:
         write_timeout: float = LimitedProtocol.write_timeout,
         tls: ssl.SSLContext | None = None,
         max_message: int = 32 << 20,
+        words: ByPath = OPENAI,
         ping_interval: float = 20.0,
         ping_timeout: float = 20.0,
     ) -> None:
-        """Sizes in bytes, times in seconds. `draining` turns true before `drain` is called.
+        """Sizes in bytes, times in seconds. `draining` turns true before `drain` is called. `words`: in which requests
+        are refused that don't reach the application.
 
         Of WebSockets: `max_message`, the largest that clients may send; `ping_interval` between our pings, the answer
         to each of which has `ping_timeout`.
@@ -369,7 +392,7 @@ class HttpServer:
         # A client that does not shake hands is one that sends no headers.
         self._secured: Any = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": header_timeout}
         lost = asyncio.Event()
-        both: dict[str, Any] = {"lost": staticmethod(lost.set), "write_timeout": write_timeout}
+        both: dict[str, Any] = {"lost": staticmethod(lost.set), "write_timeout": write_timeout, "words": words}
         limits: dict[str, Any] = {
             **both,
             "max_headers": max_headers,

@@ -17,18 +17,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final, cast
+from urllib.parse import unquote
 
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets import frames
-from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS, Request
+from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS, Request, Response
 from websockets.server import ServerProtocol
 
+from llmg.core.errors import Failure, Kind, invalid
 from llmg.doors.http.draining import DRAIN, Drain
+from llmg.doors.http.refusing import OPENAI, ByPath, request_id
 from llmg.wire.websocket import Close
 
 CLOSING: Final = 2.0  # seconds that a client has to answer our close, and to read it while it is still sending
 UNSENT: Final = 128 << 10  # bytes that the system takes of us before it can send them; a round trip's worth is enough
+
+_GOING: Final = Failure(Kind.SHUTTING_DOWN, "the gateway is shutting down")
+_FAILED: Final = Failure(Kind.INTERNAL, "the gateway failed to answer this request")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -40,7 +46,41 @@ def fits(url: bytes, headers: Headers) -> bool:
 
 
 class _Core(ServerProtocol):
-    """websockets' core, to which a close amid a message in fragments is a mistake. It is none (RFC 6455, 5.4)."""
+    """websockets' core, to which a close amid a message in fragments is a mistake. It is none (RFC 6455, 5.4).
+
+    Who may not come in is told in the words of the door that was asked for.
+    """
+
+    def __init__(self, words: ByPath, **options: Any) -> None:
+        super().__init__(**options)
+        self._words = words
+        self._asked: Request | None = None
+
+    def accept(self, request: Request) -> Response:
+        """The answer to a handshake."""
+        self._asked = request
+        response = super().accept(request)
+        if self.handshake_exc is None:
+            return response
+        failure = invalid(f"the request is no valid WebSocket handshake: {self.handshake_exc}")
+        refused = self.refuse(failure, response.status_code)
+        for name in ("Allow", "Upgrade"):
+            if name in response.headers:
+                refused.headers[name] = response.headers[name]
+        return refused
+
+    def refuse(self, failure: Failure, status: int | None = None) -> Response:
+        """The answer to a handshake that is refused. `status`: where HTTP has one that says more than the failure's."""
+        assert self._asked is not None, "there was a handshake"
+        asked = self._asked
+        given = {name.lower().encode(): value.encode("latin-1") for name, value in asked.headers.raw_items()}
+        id = request_id(given)
+        told, kind, body = self._words.at(unquote(asked.path.partition("?")[0]))(failure, given, id, status)
+        response = self.reject(told, body.decode())
+        del response.headers["Content-Type"]
+        response.headers["Content-Type"] = kind.decode()
+        response.headers["X-Request-Id"] = id
+        return response
 
     def recv_frame(self, frame: frames.Frame) -> None:
         if frame.opcode is frames.Opcode.CLOSE:
@@ -53,11 +93,12 @@ class SocketProtocol(WebSocketsSansIOProtocol):
 
     write_timeout = 120.0  # seconds that a client may not read what there is for it
     lost: Callable[[], None] = staticmethod(lambda: None)  # called when a connection is
+    words: ByPath = OPENAI  # in which handshakes are refused that no door has seen
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.close_timeout = CLOSING
-        self.conn = _Core(max_size=self.config.ws_max_size, logger=self.logger)
+        self.conn: _Core = _Core(self.words, max_size=self.config.ws_max_size, logger=self.logger)
         self.conn.debug = False  # it would log what clients and models say, whatever for
         self._drain = Drain()
         self._stalled: asyncio.TimerHandle | None = None
@@ -201,22 +242,22 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         except ClientDisconnected:
             pass
         except asyncio.CancelledError:  # by the server, at the end of its grace
-            await self._finish(Close.GOING_AWAY, HTTPStatus.SERVICE_UNAVAILABLE)
+            await self._finish(Close.GOING_AWAY, _GOING)
         except Exception:
             self.logger.exception("Exception in ASGI application\n")
-            await self._finish(Close.INTERNAL, HTTPStatus.INTERNAL_SERVER_ERROR)
+            await self._finish(Close.INTERNAL, _FAILED)
         else:
-            await self._finish(Close.NORMAL, HTTPStatus.INTERNAL_SERVER_ERROR)
+            await self._finish(Close.NORMAL, _FAILED)
         if self.close_timer is None:
             self.transport.close()
 
-    async def _finish(self, code: Close, status: HTTPStatus) -> None:
+    async def _finish(self, code: Close, failure: Failure) -> None:
         if self.handshake_complete:
             if not (self.close_sent or self.disconnected):
                 with suppress(ClientDisconnected):
                     await self.send({"type": "websocket.close", "code": code, "reason": ""})
         elif self.initial_response is None:
-            self.conn.send_response(self.conn.reject(status, status.phrase))
+            self.conn.send_response(self.conn.refuse(failure))
             self.transport.write(b"".join(self.conn.data_to_send()))
 
     def drain(self) -> None:

@@ -13,13 +13,24 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmg.core.errors import Failure, Kind
-from llmg.doors.http.guard import refuse
+from llmg.doors.http.refusing import ByPath, Words, refuse
 from llmg.doors.rest.exchange import Endpoint, Exchange, Guarded
 from llmg.services.admission import Admission
 from llmg.services.models import Model, Models
 
 
-class Health(Endpoint):
+class Own(Endpoint):
+    """What is no door's: it speaks as the doors do that are near."""
+
+    def __init__(self, words: ByPath) -> None:
+        self._words = words
+
+    def words(self, scope: Scope) -> Words:
+        """See Endpoint."""
+        return self._words.at(scope["path"])
+
+
+class Health(Own):
     """Alive: answers as long as the process does."""
 
     async def handle(self, exchange: Exchange) -> None:
@@ -27,10 +38,11 @@ class Health(Endpoint):
         await exchange.answer(200, b'{"status":"ok"}')
 
 
-class Ready(Endpoint):
+class Ready(Own):
     """Ready: says no from the moment on at which the process drains."""
 
-    def __init__(self, draining: Callable[[], bool]) -> None:
+    def __init__(self, words: ByPath, draining: Callable[[], bool]) -> None:
+        super().__init__(words)
         self._draining = draining
 
     async def handle(self, exchange: Exchange) -> None:
@@ -40,10 +52,11 @@ class Ready(Endpoint):
         await exchange.answer(200, b'{"status":"ready"}')
 
 
-class Version(Endpoint):
+class Version(Own):
     """What is running."""
 
-    def __init__(self, version: Callable[[], dict[str, str]]) -> None:
+    def __init__(self, words: ByPath, version: Callable[[], dict[str, str]]) -> None:
+        super().__init__(words)
         self._version = version
 
     async def handle(self, exchange: Exchange) -> None:
@@ -83,8 +96,8 @@ def _model(model: Model) -> dict[str, Any]:
     return {"id": model.id, "object": "model", "created": model.created, "owned_by": model.owner}
 
 
-class NotFound(Endpoint):
-    """Every other path, in the dialect's own words."""
+class NotFound(Own):
+    """Every other path, in the words of the door that is near."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or whatever else a server may send our way."""
@@ -92,12 +105,13 @@ class NotFound(Endpoint):
             await super().__call__(scope, receive, send)
         elif scope["type"] == "websocket":
             failure = Failure(Kind.NOT_FOUND, f"there is no WebSocket at {scope['path'][:200]}")
-            await refuse(failure, scope, receive, send)
+            await refuse(failure, scope, receive, send, self.words(scope))
 
     methods = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 
-    def __init__(self, paths: Iterable[str]) -> None:
+    def __init__(self, words: ByPath, paths: Iterable[str]) -> None:
         """`paths`: what there is, for a hint."""
+        super().__init__(words)
         self._paths = [path for path in paths if not path.startswith("/assets/")]
 
     async def handle(self, exchange: Exchange) -> None:
@@ -130,14 +144,19 @@ class Door:
     """Dispatches by path: what every request needs by a look-up, the rest by Starlette's router."""
 
     def __init__(
-        self, exact: Mapping[str, ASGIApp], patterns: Mapping[str, ASGIApp], sockets: Mapping[str, ASGIApp]
+        self,
+        exact: Mapping[str, ASGIApp],
+        patterns: Mapping[str, ASGIApp],
+        sockets: Mapping[str, ASGIApp],
+        words: ByPath,
     ) -> None:
+        self.words = words
         self._exact = exact
         self._sockets = sockets
         self._router = Router(
             [Route(path, app, methods=None) for path, app in patterns.items()],
             redirect_slashes=False,
-            default=NotFound(exact),
+            default=NotFound(words, exact),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -147,11 +166,15 @@ class Door:
 
 
 class Routes(Struct, frozen=True):
-    """What answers at which path: whole paths, and Starlette's patterns; `sockets`, whole paths of WebSockets."""
+    """What answers at which path: whole paths, and Starlette's patterns; `sockets`, whole paths of WebSockets.
+
+    `words`: at and below which paths other words are spoken than OpenAI's; `""`: everywhere else.
+    """
 
     exact: Mapping[str, ASGIApp] = {}
     patterns: Mapping[str, ASGIApp] = {}
     sockets: Mapping[str, ASGIApp] = {}
+    words: Mapping[str, Words] = {}
 
 
 def openai_routes(
@@ -172,11 +195,16 @@ def make_door(
     *routes: Routes, version: Callable[[], dict[str, str]] = dict, draining: Callable[[], bool] = lambda: False
 ) -> Door:
     """All of these, and the paths that operators need."""
-    exact: dict[str, ASGIApp] = {"/healthz": Health(), "/readyz": Ready(draining), "/version": Version(version)}
+    words = ByPath({path: words for some in routes for path, words in some.words.items()})
+    exact: dict[str, ASGIApp] = {
+        "/healthz": Health(words),
+        "/readyz": Ready(words, draining),
+        "/version": Version(words, version),
+    }
     patterns: dict[str, ASGIApp] = {}
     sockets: dict[str, ASGIApp] = {}
     for some in routes:
         exact.update(some.exact)
         patterns.update(some.patterns)
         sockets.update(some.sockets)
-    return Door(exact, patterns, sockets)
+    return Door(exact, patterns, sockets, words)

@@ -10,8 +10,8 @@ from starlette.types import Receive, Scope, Send
 from llmg.core.context import Principal
 from llmg.core.errors import Failure, Kind
 from llmg.doors.http import exchange as http
+from llmg.doors.http.refusing import Words, openai
 from llmg.services.admission import Admission
-from llmg.wire.openai.errors import STATUS, encode_error
 
 
 class Exchange(http.Exchange):
@@ -21,10 +21,6 @@ class Exchange(http.Exchange):
 
     log = structlog.get_logger("llmg.rest")
 
-    def refusal(self, failure: Failure) -> tuple[int, bytes, bytes]:
-        """See Exchange."""
-        return STATUS[failure.kind][0], b"application/json", encode_error(failure)
-
 
 class Endpoint(ABC):
     """An ASGI application for one path: methods, failures and leaving clients are dealt with here."""
@@ -33,9 +29,13 @@ class Endpoint(ABC):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, self.words(scope))
         allowed = scope["method"] in self.methods
         await http.attend(exchange, self.handle(exchange) if allowed else self._refuse_method(exchange))
+
+    def words(self, scope: Scope) -> Words:
+        """In which this request is refused."""
+        return openai
 
     async def _refuse_method(self, exchange: Exchange) -> None:
         failure = Failure(

@@ -28,11 +28,11 @@ class ExplainRoute(Asking):
     async def handle(self, exchange: Exchange) -> None:
         """See Endpoint."""
         principal = self.admit(exchange)
+        exchange.check_encoding()
         request = _decode(await exchange.body(self._max_body))
-        found = self._explain.explain(request, self.context(exchange, principal))
-        await exchange.answer(
-            200, msgspec.json.encode({"object": "route", "model": found.model, "stages": found.stages})
-        )
+        found = await self._explain.explain(request, self.context(exchange, principal))
+        body = msgspec.json.encode({"object": "route", "model": found.model, "stages": found.stages})
+        await exchange.answer(200, body, exchange.way())
 
 
 class _Kind(Struct):

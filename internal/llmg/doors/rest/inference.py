@@ -12,7 +12,7 @@ from llmg.core.errors import Failure
 from llmg.core.events import Batch, Whole
 from llmg.core.request import Chat, Embed, Request
 from llmg.doors.http.exchange import header_of
-from llmg.doors.http.stream import Stream
+from llmg.doors.http.stream import Stream, commented
 from llmg.doors.rest.exchange import Exchange, Guarded
 from llmg.ports import Provider
 from llmg.services.admission import Admission, seconds
@@ -77,6 +77,7 @@ class ChatCompletions(Inference):
     async def handle(self, exchange: Exchange) -> None:
         """See Endpoint."""
         principal = self.admit(exchange)
+        exchange.check_encoding()
         asked = decode_chat(await exchange.body(self._max_body))
         chat, context = asked.chat, self.context(exchange, principal)
         if chat.stream:
@@ -92,6 +93,7 @@ class ChatCompletions(Inference):
             heartbeat=_HEARTBEAT,
             interval=self._heartbeat,
             failing=_error_event,
+            late=commented,
         )
         exchange.watch()
         await stream.carry(self._send(stream, chat, context, encoder), sse.DONE)
@@ -108,6 +110,7 @@ class Embeddings(Inference):
     async def handle(self, exchange: Exchange) -> None:
         """See Endpoint."""
         principal = self.admit(exchange)
+        exchange.check_encoding()
         embed: Embed = decode_embed(await exchange.body(self._max_body))
         await self._whole(exchange, embed, self.context(exchange, principal), partial(_embeddings_answer, embed))
 

@@ -7,8 +7,10 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmg.core.errors import Failure, invalid
-from llmg.doors.http.guard import Guard, refuse
+from llmg.doors.http.exchange import Exchange
+from llmg.doors.http.guard import Guard
 from llmg.doors.http.handshake import shown_by
+from llmg.doors.http.refusing import refuse
 from llmg.doors.websocket.connection import Connection, Options
 from llmg.ports import Provider
 from llmg.services.admission import Admission
@@ -28,7 +30,7 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection; one that is none is told so."""
         if scope["type"] != "websocket":
-            await _upgrade_required(send)
+            await _upgrade_required(Exchange(scope, receive, send))
             return
         try:
             shown = shown_by(scope, self._admission)
@@ -39,16 +41,9 @@ class Door:
         await Connection(scope, receive, send, *asked).run()
 
 
-async def _upgrade_required(send: Send) -> None:
+async def _upgrade_required(exchange: Exchange) -> None:
     body = encode_error(invalid("this is a WebSocket, and the request is none"))
-    headers = [
-        (b"upgrade", b"websocket"),
-        (b"connection", b"upgrade"),
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-    ]
-    await send({"type": "http.response.start", "status": 426, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await exchange.answer(426, body, [(b"upgrade", b"websocket"), (b"connection", b"upgrade")])
 
 
 def make_websocket(

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from llmg.core import way
 from llmg.core.context import Context
 from llmg.core.errors import Failure, Kind, internal, invalid, not_implemented
+from llmg.core.request import Request
 from llmg.doors.http.draining import drain_of
 from llmg.doors.http.exchange import header_of
 from llmg.doors.http.handshake import Shown
@@ -159,10 +160,8 @@ class Connection:
 
     def _take(self, frame: wire.ClientFrame) -> Close | None:
         match frame:
-            case wire.Start():
+            case wire.Start() | wire.Explain():
                 return self._start(frame)
-            case wire.Explain():
-                return self._explain(frame)
             case wire.Cancel():
                 request = self._requests.get(frame.id)
                 if request is not None:
@@ -199,7 +198,7 @@ class Connection:
         if self._shown is None:
             self._hang_up(Close.INIT_TIMEOUT)
 
-    def _start(self, frame: wire.Start) -> Close | None:
+    def _start(self, frame: wire.Start | wire.Explain) -> Close | None:
         if self._shown is None:
             return self._keyless()
         if frame.id in self._requests:
@@ -209,37 +208,14 @@ class Connection:
         if len(self._tasks) >= self._options.max_requests:
             words = f"{self._options.max_requests} requests are under way over this socket, and no more may be"
             raise wire.BadFrame(Failure(Kind.RATE_LIMITED, words), frame.id)
-        context = self._context(frame, self._shown, frame.timeout)
+        context = self._context(frame, self._shown)
         request = self._requests[frame.id] = _Request(frame.id, context)
         request.task = asyncio.get_running_loop().create_task(self._answer(request, frame))
         request.task.add_done_callback(partial(self._ended, request))
         self._tasks.add(request.task)
         return None
 
-    def _explain(self, frame: wire.Explain) -> Close | None:
-        if self._shown is None:
-            return self._keyless()
-        context = self._context(frame, self._shown)
-        try:
-            self._say(self._explanation(frame, context))
-        except Failure as failure:
-            self._say(self._unexplained(frame, context, failure))
-        except Exception as error:  # noqa: BLE001 - the rim: a request's failure is told, and never ends the socket
-            self._say(self._unexplained(frame, context, internal(error)))
-        return None
-
-    def _explanation(self, frame: wire.Explain, context: Context) -> str:
-        if self._service is None:
-            raise not_implemented("the explanation of routes")
-        found = self._service.explain(wire.decode_request(frame), context)
-        return wire.encode_frame(wire.Explanation(frame.id, context.request_id, found.model, found.stages))
-
-    def _unexplained(self, frame: wire.Explain, context: Context, failure: Failure) -> str:
-        log_failure(log, failure, context.request_id)
-        # Under the id of a request that is under way it would end that.
-        return wire.encode_error(failure, None if frame.id in self._requests else frame.id, context.request_id)
-
-    def _context(self, frame: wire.Start | wire.Explain, shown: Shown, remaining: float | None = None) -> Context:
+    def _context(self, frame: wire.Start | wire.Explain, shown: Shown) -> Context:
         try:
             principal = shown.principal(self._admission)
         except Failure as failure:
@@ -250,30 +226,41 @@ class Connection:
             principal,
             traceparent=self._header("traceparent"),
             session=self._header("x-llmg-session"),
-            remaining=remaining,
+            remaining=frame.timeout if isinstance(frame, wire.Start) else None,
         )
         context.header = self._header
         return context
 
     # --- requests --------------------------------------------------------------------------------------------------
 
-    async def _answer(self, request: _Request, start: wire.Start) -> None:
+    async def _answer(self, request: _Request, frame: wire.Start | wire.Explain) -> None:
         """The whole of a request, in its own task."""
         try:
-            asked = wire.decode_request(start)
-            encoder = wire.EventEncoder(request.id, asked)
-            async with self._pipeline.open(asked, request.context) as batches:
-                async for batch in batches:
-                    frame = encoder.encode(batch)
-                    if frame is not None:
-                        await self._write(frame)
-            last = wire.encode_done(request.id, request.context)
+            answer = self._events if isinstance(frame, wire.Start) else self._explanation
+            last = await answer(request, wire.decode_request(frame))
         except Failure as failure:
             last = self._failed(request, failure)
         except Exception as error:  # noqa: BLE001 - the rim: a request's failure is told, and never ends the socket
             last = self._failed(request, internal(error))
         del self._requests[request.id]
         await self._write(last)
+
+    async def _events(self, request: _Request, asked: Request) -> str:
+        """Sends the answer but for its last frame, which it returns. Raises Failure."""
+        encoder = wire.EventEncoder(request.id, asked)
+        async with self._pipeline.open(asked, request.context) as batches:
+            async for batch in batches:
+                frame = encoder.encode(batch)
+                if frame is not None:
+                    await self._write(frame)
+        return wire.encode_done(request.id, request.context)
+
+    async def _explanation(self, request: _Request, asked: Request) -> str:
+        """The only frame of an explanation. Raises Failure."""
+        if self._service is None:
+            raise not_implemented("the explanation of routes")
+        found = await self._service.explain(asked, request.context)
+        return wire.encode_explanation(request.id, found, request.context)
 
     def _ended(self, request: _Request, task: asyncio.Task[None]) -> None:
         """Its task is over. One that was cancelled, perhaps before it began, has let go of its upstream by now."""

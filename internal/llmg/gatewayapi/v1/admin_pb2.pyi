@@ -106,7 +106,7 @@ class EndpointKey(_message.Message):
     def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revoked: _Optional[bool] = ...) -> None: ...
 
 class AuditEntry(_message.Message):
-    __slots__ = ("time", "actor", "method", "resource", "version_before", "version_after", "outcome", "request_id")
+    __slots__ = ("time", "actor", "method", "resource", "version_before", "version_after", "outcome", "request_id", "door", "changed")
     TIME_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +115,8 @@ class AuditEntry(_message.Message):
     VERSION_AFTER_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    DOOR_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
     time: _timestamp_pb2.Timestamp
     actor: str
     method: str
@@ -123,7 +125,9 @@ class AuditEntry(_message.Message):
     version_after: int
     outcome: str
     request_id: str
-    def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., method: _Optional[str] = ..., resource: _Optional[str] = ..., version_before: _Optional[int] = ..., version_after: _Optional[int] = ..., outcome: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    door: str
+    changed: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., method: _Optional[str] = ..., resource: _Optional[str] = ..., version_before: _Optional[int] = ..., version_after: _Optional[int] = ..., outcome: _Optional[str] = ..., request_id: _Optional[str] = ..., door: _Optional[str] = ..., changed: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListLevelsRequest(_message.Message):
     __slots__ = ("parent", "page_size", "page_token")

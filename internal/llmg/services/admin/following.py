@@ -18,15 +18,21 @@ class Following:
     """Takes over what a store holds."""
 
     def __init__(
-        self, store: CatalogStore, apply: Callable[[dict[str, Any], int], Awaitable[None]], *, again: float = 0.5
+        self,
+        store: CatalogStore,
+        apply: Callable[[dict[str, Any], int], Awaitable[None]],
+        *,
+        held: Document | None = None,
+        again: float = 0.5,
     ) -> None:
         """`apply(tenants, version)` makes it this process's catalog, or raises Failure and leaves all as it was.
-        `again`: seconds until a store that told of a change, and then could not be reached, is asked once more."""
+        `held`: what was taken over already. `again`: seconds until a store that told of a change, and then could not be
+        reached, is asked once more."""
         self._again = again
         self._store = store
         self._apply = apply
         self._lock = asyncio.Lock()
-        self._held: Document | None = None
+        self._held = held
         self._refused: int | None = None  # the version that could not be taken over, if that was the latest
         self._reconsider = asyncio.Event()
 
@@ -34,6 +40,19 @@ class Following:
     def version(self) -> int:
         """Of what was taken over; -1: nothing was."""
         return -1 if self._held is None else self._held.version
+
+    async def in_force(self) -> Document:
+        """What holds here: what the store holds now, or, while that can't be taken over, what did before it.
+
+        Raises Failure where nothing does yet.
+        """
+        try:
+            await self.refresh()
+        except Failure:  # why, the watch has told
+            if self._held is None:
+                raise
+        assert self._held is not None
+        return self._held
 
     async def refresh(self) -> None:
         """Takes over what the store holds now, where it is something else. Raises Failure, and leaves all as it was."""

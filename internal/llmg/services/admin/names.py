@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Final
 
@@ -20,6 +21,7 @@ CHILDREN: Final[dict[str, tuple[str, ...]]] = {
 """Which kinds of levels may lie right below one; the root's kind is empty."""
 KEYS: Final = "keys"
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
 _DEEPEST: Final = 32
 
 
@@ -31,6 +33,12 @@ def kind_of(path: Path) -> str:
 def name_of(path: Path) -> str:
     """As it is written."""
     return "/".join(f"{kind}/{id}" for kind, id in path)
+
+
+def place(*keys: str) -> str:
+    """In the catalog, as mistakes name places: `tenants.acme`, but `tenants["acme.com"]`."""
+    pieces = (f".{key}" if _PLAIN.match(key) else f"[{json.dumps(key, ensure_ascii=False)}]" for key in keys)
+    return "".join(pieces).removeprefix(".")
 
 
 def level_path(name: str, param: str = "name") -> Path:

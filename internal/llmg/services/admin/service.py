@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import msgspec
 import structlog
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from llmg.core.context import ADMIN, Context
 from llmg.core.errors import Failure, Kind, conflict, internal, invalid
 from llmg.ports import AuditEntry, CatalogStore, Clock, Conflict, Document, Ids
 from llmg.services.admin import tree
-from llmg.services.admin.names import KEYS, Path, check_id, endpoint_path, key_path, level_path, name_of
+from llmg.services.admin.addresses import check_addresses, check_kept
+from llmg.services.admin.audit import Audit, Call
+from llmg.services.admin.following import Following
+from llmg.services.admin.names import KEYS, Path, check_id, endpoint_path, key_path, level_path, name_of, place
 from llmg.services.admin.tree import Node
 from llmg.services.admin.values import Changes, Issued, Key, Level, Page
 
-log = structlog.get_logger("llmg.audit")
+log = structlog.get_logger("llmg.catalog")
 
 LARGEST_PAGE: Final = 1000
 GRACE: Final = 86400.0
@@ -36,6 +41,9 @@ _SHOWN: Final = 8  # of a digest's 64 hexadecimal digits
 _LONGEST: Final = 3650 * 86400.0  # seconds of grace
 
 Edit = Callable[[Node], Node]
+P = ParamSpec("P")
+T = TypeVar("T")
+Change = Callable[Concatenate["Admin", P], Coroutine[Any, Any, T]]
 
 
 def new_secret() -> str:
@@ -43,193 +51,233 @@ def new_secret() -> str:
     return f"llmg_{secrets.token_urlsafe(32)}"
 
 
+def _to_the_end(change: Change[P, T]) -> Change[P, T]:
+    """A change that was begun is made, taken over and logged, though who asked for it has left."""
+
+    @wraps(change)
+    async def begun(admin: Admin, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        task = asyncio.ensure_future(change(admin, *args, **kwargs))
+        admin.changing.add(task)
+        task.add_done_callback(admin.changing.discard)
+        return await asyncio.shield(task)
+
+    return begun
+
+
 class Admin:
-    """All of them. Each asks who it is: raises Failure (permission_denied) for those who are no admin."""
+    """All of them. Each asks who it is: raises Failure (permission_denied) for those who are no admin. Each call is
+    in the log of the administration once, whatever became of it."""
 
     def __init__(
         self,
         store: CatalogStore,
         *,
         validate: Callable[[dict[str, Any]], Awaitable[None]],
-        refresh: Callable[[], Awaitable[None]],
+        following: Following,
         clock: Clock,
         ids: Ids,
         secret: Callable[[], str] = new_secret,
     ) -> None:
-        """`validate(tenants)` raises Failure (invalid_request), naming the field; `refresh` takes over what the store
-        holds (`Following.refresh`); `secret` makes a key's text."""
+        """`validate(tenants)` raises Failure (invalid_request), naming the field; `following` takes over what the store
+        holds; `secret` makes a key's text."""
+        self.changing: set[asyncio.Future[Any]] = set()
         self._store = store
         self._validate = validate
-        self._refresh = refresh
+        self._following = following
         self._clock = clock
         self._ids = ids
         self._secret = secret
         self._one_at_a_time = asyncio.Lock()
+        self._audit = Audit(store, lambda: following.version, clock)
+
+    async def refused(self, context: Context, method: str, resource: str, failure: Failure) -> None:
+        """A door refused what would have been this call, or a call of ours did. It is logged, if it is not yet."""
+        await self._audit.refused(context, method, resource, failure)
 
     # --- levels ------------------------------------------------------------------------------------------------------
 
     async def list_levels(self, context: Context, parent: str, size: int = 0, token: str = "") -> Page[Level]:
         """The levels right below `parent`, by name; below the empty one lie the tenants. Raises Failure."""
-        path = level_path(parent, "parent") if parent else ()
-        root = await self._root(context)
-        later = [found for found in tree.children(tree.find(root, path), path) if name_of(found[0]) > token]
-        most = _size(size)
-        page = [tree.shown(node, below) for below, node in later[:most]]
-        return Page(page, page[-1].name if len(later) > most else "")
+        async with self._audit.call(context, "ListLevels", parent) as call:
+            _check_admin(context)
+            path = level_path(parent, "parent") if parent else ()
+            most = _size(size)
+            root = await self._root(call)
+            later = [found for found in tree.children(tree.find(root, path), path) if name_of(found[0]) > token]
+            page = [tree.shown(node, below) for below, node in later[:most]]
+            return Page(page, page[-1].name if len(later) > most else "")
 
     async def get_level(self, context: Context, name: str) -> Level:
         """The level of that name, or the endpoint of that alias. Raises Failure."""
-        path = level_path(name) if "/" in name or not name else None
-        root = await self._root(context)
-        if path is None:
-            path = tree.of_alias(root, name)
-        return tree.shown(tree.find(root, path), path)
+        async with self._audit.call(context, "GetLevel", name) as call:
+            _check_admin(context)
+            path = level_path(name) if "/" in name or not name else None
+            root = await self._root(call)
+            if path is None:
+                path = tree.of_alias(root, name)
+            if path is None:
+                raise tree.missing(name)
+            return tree.shown(tree.find(root, path), path)
 
+    @_to_the_end
     async def create_level(self, context: Context, name: str, changes: Changes) -> Level:
         """A new level, below one that is there. Raises Failure."""
-        path = level_path(name)
-        _check_changes(changes)
-        root = await self._change(
-            context, "CreateLevel", name, lambda root: tree.add(root, path, tree.changed({}, changes))
-        )
+        async with self._audit.call(context, "CreateLevel", name) as call:
+            _check_admin(context)
+            path = level_path(name)
+            _check_changes(changes)
+
+            def edit(root: Node) -> Node:
+                _check_alias(root, path, changes)
+                return tree.add(root, path, tree.changed({}, changes))
+
+            root = await self._change(call, path, edit)
         return tree.shown(tree.find(root, path), path)
 
+    @_to_the_end
     async def update_level(self, context: Context, name: str, changes: Changes, etag: str = "") -> Level:
         """Other settings of a level; with an `etag`, if it is that of the level still. Raises Failure."""
-        path = level_path(name)
-        _check_changes(changes)
+        async with self._audit.call(context, "UpdateLevel", name) as call:
+            _check_admin(context)
+            path = level_path(name)
+            _check_changes(changes)
 
-        def edit(root: Node) -> Node:
-            _check_etag(tree.find(root, path), etag)
-            return tree.put(root, path, lambda node: tree.changed(node, changes))
+            def edit(root: Node) -> Node:
+                _check_etag(tree.find(root, path), etag)
+                _check_alias(root, path, changes)
+                after = tree.put(root, path, lambda node: tree.changed(node, changes))
+                if changes.upstreams is not UNSET:
+                    check_kept(root, after, path, changes.upstreams or {})
+                return after
 
-        root = await self._change(context, "UpdateLevel", name, edit)
+            root = await self._change(call, path, edit)
         return tree.shown(tree.find(root, path), path)
 
+    @_to_the_end
     async def delete_level(self, context: Context, name: str, etag: str = "", *, force: bool = False) -> None:
         """Removes a level, with its keys; with `force`, all that is below it, too. Raises Failure."""
-        path = level_path(name)
+        async with self._audit.call(context, "DeleteLevel", name) as call:
+            _check_admin(context)
+            path = level_path(name)
 
-        def edit(root: Node) -> Node:
-            node = tree.find(root, path)
-            _check_etag(node, etag)
-            if not force and tree.children(node, path):
-                raise conflict(f"there are levels below '{name}': delete them first, or set 'force'", "force")
-            return tree.remove(root, path)
+            def edit(root: Node) -> Node:
+                node = tree.find(root, path)
+                _check_etag(node, etag)
+                if not force and tree.children(node, path):
+                    raise conflict(f"there are levels below '{name}': delete them first, or set 'force'", "force")
+                return tree.remove(root, path)
 
-        await self._change(context, "DeleteLevel", name, edit)
+            await self._change(call, path, edit)
 
     # --- keys --------------------------------------------------------------------------------------------------------
 
     async def list_keys(self, context: Context, parent: str) -> list[Key]:
         """The keys of an endpoint, as they were issued. Raises Failure."""
-        path = endpoint_path(parent)
-        node = tree.find(await self._root(context), path)
-        return [_shown_key(path, held) for held in node.get(KEYS) or ()]
+        async with self._audit.call(context, "ListKeys", parent) as call:
+            _check_admin(context)
+            path = endpoint_path(parent)
+            node = tree.find(await self._root(call), path)
+            return [_shown_key(path, held) for held in node.get(KEYS) or ()]
 
+    @_to_the_end
     async def issue_key(self, context: Context, parent: str, id: str = "", expires: datetime | None = None) -> Issued:
         """A new key of an endpoint, by this id or one of our own. Raises Failure."""
-        path = endpoint_path(parent)
-        if id:
-            check_id(id, "key_id")
-        self._check_expiry(expires)
-        made, secret = self._new_key(id, expires)
+        async with self._audit.call(context, "IssueKey", parent) as call:
+            _check_admin(context)
+            path = endpoint_path(parent)
+            made, secret = self._new_key(id, expires)
+            call.entry = replace(call.entry, resource=f"{parent}/{KEYS}/{made['id']}")
 
-        def edit(root: Node) -> Node:
-            return tree.put(root, path, lambda node: _with_key(node, made))
+            def edit(root: Node) -> Node:
+                return tree.put(root, path, lambda node: _with_key(node, made))
 
-        await self._change(context, "IssueKey", f"{parent}/{KEYS}/{made['id']}", edit)
+            await self._change(call, path, edit)
         return Issued(_shown_key(path, made), secret)
 
+    @_to_the_end
     async def rotate_key(
         self, context: Context, name: str, grace: float = GRACE, id: str = "", expires: datetime | None = None
     ) -> Issued:
         """A new key in the place of one, which is good for `grace` seconds more. Raises Failure."""
-        path, old = key_path(name)
-        if not 0 <= grace <= _LONGEST:
-            raise invalid("invalid 'grace': expected 0 seconds or more, ten years at most", "grace")
-        if id:
-            check_id(id, "key_id")
-        self._check_expiry(expires)
-        made, secret = self._new_key(id, expires)
-        end = self._now() + timedelta(seconds=grace)
+        async with self._audit.call(context, "RotateKey", name) as call:
+            _check_admin(context)
+            path, old = key_path(name)
+            if not 0 <= grace <= _LONGEST:
+                raise invalid("invalid 'grace': expected 0 seconds or more, ten years at most", "grace")
+            made, secret = self._new_key(id, expires)
+            end = self._now() + timedelta(seconds=grace)
 
-        def retire(held: Node) -> Node:
-            if held.get("revoked") or _past(held, self._now()):
-                raise conflict(f"'{name}' is no longer good: issue a new key instead", "name")
-            was = _expiry(held)
-            return {**held, "expires": _text(end if was is None else min(was, end))}
+            def retire(held: Node) -> Node:
+                if held.get("revoked") or _past(held, self._now()):
+                    raise conflict(f"'{name}' is no longer good: issue a new key instead", "name")
+                was = _expiry(held)
+                return {**held, "expires": _text(end if was is None else min(was, end))}
 
-        def edit(root: Node) -> Node:
-            return tree.put(root, path, lambda node: _with_key(_with_other_key(node, name, old, retire), made))
+            def edit(root: Node) -> Node:
+                return tree.put(root, path, lambda node: _with_key(_with_other_key(node, name, old, retire), made))
 
-        await self._change(context, "RotateKey", name, edit)
+            await self._change(call, path, edit)
         return Issued(_shown_key(path, made), secret)
 
+    @_to_the_end
     async def revoke_key(self, context: Context, name: str) -> Key:
         """A key that is good no more, from now on. Raises Failure."""
-        path, id = key_path(name)
+        async with self._audit.call(context, "RevokeKey", name) as call:
+            _check_admin(context)
+            path, id = key_path(name)
 
-        def edit(root: Node) -> Node:
-            def revoked(held: Node) -> Node:
-                return {**held, "revoked": True}
+            def edit(root: Node) -> Node:
+                def revoked(held: Node) -> Node:
+                    return {**held, "revoked": True}
 
-            return tree.put(root, path, lambda node: _with_other_key(node, name, id, revoked))
+                return tree.put(root, path, lambda node: _with_other_key(node, name, id, revoked))
 
-        root = await self._change(context, "RevokeKey", name, edit)
+            root = await self._change(call, path, edit)
         held = next(held for held in tree.find(root, path)[KEYS] if held.get("id") == id)
         return _shown_key(path, held)
 
+    @_to_the_end
     async def delete_key(self, context: Context, name: str) -> None:
         """Removes a key, that is good no more then, from the list. Raises Failure."""
-        path, id = key_path(name)
-        await self._change(
-            context, "DeleteKey", name, lambda root: tree.put(root, path, lambda node: _without_key(node, name, id))
-        )
+        async with self._audit.call(context, "DeleteKey", name) as call:
+            _check_admin(context)
+            path, id = key_path(name)
+            await self._change(call, path, lambda root: tree.put(root, path, lambda node: _without_key(node, name, id)))
 
     # --- the log -----------------------------------------------------------------------------------------------------
 
     async def audit(self, context: Context, size: int = 0, token: str = "") -> Page[AuditEntry]:
         """What was asked for, the newest first. Raises Failure."""
-        _check_admin(context)
-        found, more = await self._store.entries(_size(size), token)
-        return Page(found, more)
+        async with self._audit.call(context, "ListAuditEntries", ""):
+            _check_admin(context)
+            found, more = await self._store.entries(_size(size), token)
+            return Page(found, more)
 
     # --- how ---------------------------------------------------------------------------------------------------------
 
-    async def _root(self, context: Context) -> Node:
-        _check_admin(context)
-        return {"tenants": (await self._store.load()).tenants}
+    async def _root(self, call: Call) -> Node:
+        """What is in force."""
+        document = await self._following.in_force()
+        call.entry = replace(call.entry, before=document.version, after=document.version)
+        return {"tenants": document.tenants}
 
-    async def _change(self, context: Context, method: str, resource: str, edit: Edit) -> Node:
-        """Makes a change and logs what became of it. Gives the tree as it is then."""
-        _check_admin(context)
-        entry = AuditEntry(
-            time=self._clock.time(),
-            actor=context.principal.key_id,
-            method=method,
-            resource=resource,
-            before=0,
-            after=0,
-            request_id=context.request_id,
-        )
-        try:
-            async with self._one_at_a_time:
-                document, entry = await self._save(entry, edit)
-        except Failure as failure:
-            await self._log_refused(entry, failure)
-            raise
-        log.info("audit", **msgspec.structs.asdict(entry))
+    async def _change(self, call: Call, path: Path, edit: Edit) -> Node:
+        """Makes a change of a level, that goes into the store with its entry. Gives the tree as it is then."""
+        async with self._one_at_a_time:
+            document, call.entry = await self._save(call.entry, path, edit)
         await self._take_over()
         return {"tenants": document.tenants}
 
-    async def _save(self, entry: AuditEntry, edit: Edit) -> tuple[Document, AuditEntry]:
+    async def _save(self, entry: AuditEntry, path: Path, edit: Edit) -> tuple[Document, AuditEntry]:
         for _ in range(_TRIES):
-            held = await self._store.load()
-            tenants = edit({"tenants": held.tenants}).get("tenants") or {}
-            await self._check(tenants, entry.resource)
-            document = Document(held.version + 1, tenants)
-            entry = replace(entry, before=held.version, after=document.version)
+            held = await self._load()
+            before = {"tenants": held.tenants}
+            after = edit(before)
+            document = Document(held.version + 1, after.get("tenants") or {})
+            await self._check(document.tenants, path)
+            entry = replace(
+                entry, before=held.version, after=document.version, changed=tree.differences(before, after, path)
+            )
             try:
                 await self._store.save(document, entry)
             except Conflict:
@@ -237,51 +285,47 @@ class Admin:
             return document, entry
         raise Failure(Kind.OVERLOADED, "too many others change the catalog at the same time", retry_after=1.0)
 
-    async def _check(self, tenants: dict[str, Any], resource: str) -> None:
+    async def _load(self) -> Document:
+        """What a change is made on: what the store holds, whether that is in force or not."""
+        try:
+            return await self._store.load()
+        except Failure as failure:
+            if failure.kind is not Kind.INTERNAL:
+                raise
+            words = f"{failure.message}; until that is mended nothing can be changed, and what was before is in force"
+            raise conflict(words) from None
+
+    async def _check(self, tenants: dict[str, Any], path: Path) -> None:
         try:
             await self._validate(tenants)
         except Failure as failure:
             if failure.param:  # a place in the catalog; in the level that is changed, one of that
-                failure.param = failure.param.removeprefix(_place(resource) + ".")
+                at = place(*(piece for level in path for piece in level))
+                failure.param = failure.param.removeprefix(at + ".")
             raise
-
-    async def _log_refused(self, entry: AuditEntry, failure: Failure) -> None:
-        """What was refused is refused, whether or not the log can be written."""
-        try:
-            version = (await self._store.load()).version
-            refused = replace(entry, before=version, after=version, outcome=failure.kind.value)
-            await self._store.append(refused)
-        except Failure as other:
-            refused = replace(entry, outcome=failure.kind.value)
-            log.warning("the audit log can't be written", reason=other.message, detail=other.detail)
-        log.info("audit", **msgspec.structs.asdict(refused))
 
     async def _take_over(self) -> None:
         """The change is made, whether or not this process can take it over at once: else it follows as others do."""
         try:
-            await self._refresh()
-        except Failure as failure:
+            await self._following.refresh()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to call the change refused
+            failure = error if isinstance(error, Failure) else internal(error)
             log.warning("the change is not in force here yet", reason=failure.message, detail=failure.detail)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(int(self._clock.time()), UTC)
 
-    def _check_expiry(self, expires: datetime | None) -> None:
+    def _new_key(self, id: str, expires: datetime | None) -> tuple[Node, str]:
+        """What is kept of it, and the key. Raises Failure."""
+        if id:
+            check_id(id, "key_id")
         if expires is not None and expires <= self._now():
             raise invalid("invalid 'expire_time': expected a time to come", "expire_time")
-
-    def _new_key(self, id: str, expires: datetime | None) -> tuple[Node, str]:
         secret = self._secret()
         made: Node = {"id": id or f"k{self._ids.new()[:12]}", "sha256": sha256(secret.encode()).hexdigest()}
         if expires is not None:
             made["expires"] = _text(expires)
         return made, secret
-
-
-def _place(resource: str) -> str:
-    """In the catalog, as mistakes name places: `tenants.acme`, but `tenants["acme.com"]`."""
-    ids = (f'["{piece}"]' if "." in piece else f".{piece}" for piece in resource.split("/"))
-    return "".join(ids).removeprefix(".")
 
 
 def _check_admin(context: Context) -> None:
@@ -295,9 +339,19 @@ def _check_etag(node: Node, etag: str) -> None:
 
 
 def _check_changes(changes: Changes) -> None:
-    """Nothing would put a variable's value in its place."""
-    if b"${" in msgspec.json.encode(changes):
+    if b"${" in msgspec.json.encode(changes):  # nothing would put a variable's value in its place
         raise invalid("'${' is not taken here: variables are replaced in the configuration file only")
+    if changes.upstreams:
+        check_addresses(changes.upstreams)
+
+
+def _check_alias(root: Node, path: Path, changes: Changes) -> None:
+    if not changes.alias:
+        return
+    holder = tree.of_alias(root, changes.alias)
+    if holder not in (None, path):
+        words = f"'{changes.alias}' can't be the alias of '{name_of(path)}', as it is that of '{name_of(holder)}'"
+        raise conflict(words, "alias")
 
 
 def _size(asked: int) -> int:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET
 
 from llmg.core.errors import Failure, Kind, conflict
-from llmg.services.admin.names import CHILDREN, Path, kind_of, name_of
+from llmg.services.admin.names import CHILDREN, KEYS, Path, kind_of, name_of, place
 from llmg.services.admin.values import Changes, Level, Upstream, UpstreamChange
 
 Node = dict[str, Any]
 """A level as the configuration has it. The root of all is `{"tenants": {...}}`."""
 
 SETTINGS: Final = ("allow", "models", "upstreams", "limits", "labels", "alias")
+_NAMED: Final = 100  # differences
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -48,15 +49,15 @@ def children(node: Node, path: Path) -> list[tuple[Path, Node]]:
     return sorted(below, key=lambda found: name_of(found[0]))
 
 
-def of_alias(root: Node, alias: str) -> Path:
-    """Where the endpoint of that alias is. Raises Failure (not_found)."""
+def of_alias(root: Node, alias: str) -> Path | None:
+    """Where the endpoint of that alias is; None: there is none."""
     levels: list[tuple[Path, Node]] = [((), root)]
     while levels:
         path, node = levels.pop()
         if node.get("alias") == alias:
             return path
         levels += children(node, path)
-    raise missing(alias)
+    return None
 
 
 def shown(node: Node, path: Path) -> Level:
@@ -148,9 +149,10 @@ def changed(node: Node, changes: Changes) -> Node:
 
 def _merged(held: Node, wanted: UpstreamChange) -> Node:
     """Overrides of a provider, with the secrets that are held where no others are given."""
-    headers = {**(held.get("headers") or {}), **wanted.headers}
-    for name in wanted.remove_headers:
-        headers.pop(name, None)
+    told = {name.lower() for name in (*wanted.headers, *wanted.remove_headers)}  # it is one header, however written
+    headers = {name: value for name, value in (held.get("headers") or {}).items() if name.lower() not in told}
+    gone = {name.lower() for name in wanted.remove_headers}
+    headers |= {name: value for name, value in wanted.headers.items() if name.lower() not in gone}
     out = {
         "base_url": wanted.base_url,
         "address": wanted.address,
@@ -159,3 +161,43 @@ def _merged(held: Node, wanted: UpstreamChange) -> Node:
         "headers": headers or None,
     }
     return {name: value for name, value in out.items() if value is not None}
+
+
+# --- what is different ------------------------------------------------------------------------------------------------
+
+
+def differences(before: Node, after: Node, path: Path) -> tuple[str, ...]:
+    """The names of what is different in a level, its keys included: `allow`, `limits.max_concurrent`. No values. What
+    is said of one that is gone is nothing."""
+    try:
+        there = find(after, path)
+    except Failure:
+        return ()
+    try:
+        was = find(before, path)
+    except Failure:
+        was = {}
+    names = [*_below((), _plain(was), _plain(there))]
+    if len(names) > _NAMED:
+        return (*names[:_NAMED], f"and {len(names) - _NAMED} more")
+    return tuple(names)
+
+
+def _plain(node: Node) -> Node:
+    out = {name: node.get(name) for name in SETTINGS}
+    out[KEYS] = {str(key.get("id")): key for key in node.get(KEYS) or ()}
+    return out
+
+
+def _below(at: tuple[str, ...], before: Any, after: Any) -> Iterator[str]:
+    """Down to a provider's settings and headers, but models, and keys that are new or gone, are told as a whole."""
+    if before == after:
+        return
+    told = [value for value in (before, after) if value is not None]
+    whole = len(at) == 2 and (at[0] == "models" or (at[0] == KEYS and len(told) == 1))
+    old, new = before or {}, after or {}
+    if whole or not (old or new) or not all(isinstance(value, dict) for value in told):
+        yield place(*at)
+        return
+    for name in dict.fromkeys((*old, *new)):
+        yield from _below((*at, str(name)), old.get(name), new.get(name))

@@ -77,7 +77,8 @@ class Transcoder:
         except UnicodeDecodeError as error:
             raise _refused("", f"it is not valid UTF-8 (byte {error.start})") from None
         except msgspec.DecodeError as error:
-            raise _refused("", f"it is not valid JSON: {error}") from None
+            words, _, _ = str(error).partition(" - at `")  # a place in msgspec's words, without the fields' names
+            raise _refused("", f"it is not valid JSON: {words}") from None
         if value is None and self._null_is_none:
             return {}
         try:

@@ -500,7 +500,7 @@ default_message_pool.register_message("llmg.gatewayapi.v1", "AudioPart", AudioPa
 @dataclass(eq=False, repr=False)
 class AuditEntry(betterproto2.Message):
     """
-    Who asked for a change, of what, and what became of it.
+    Who asked what, and what became of it.
     """
 
     time: "datetime.datetime | None" = betterproto2.field(
@@ -512,7 +512,8 @@ class AuditEntry(betterproto2.Message):
 
     actor: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
     """
-    The name of the administrator's key; empty: the catalog was changed without asking the gateway.
+    The name of the administrator's key, or the path of another key (keys/my-app, tenants/.../keys/k1); anonymous: no
+    valid key was shown; empty: the catalog was changed without asking the gateway.
     """
 
     method: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
@@ -543,6 +544,16 @@ class AuditEntry(betterproto2.Message):
     request_id: "str" = betterproto2.field(8, betterproto2.TYPE_STRING)
     """
     The request's id.
+    """
+
+    door: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
+    """
+    By which protocol it came: grpc, gateway, graphql.
+    """
+
+    changed: "list[str]" = betterproto2.field(10, betterproto2.TYPE_STRING, repeated=True)
+    """
+    The names of what is different now, such as limits.requests_per_minute. Values are not told.
     """
 
 
@@ -2379,7 +2390,8 @@ class UpstreamOverride(betterproto2.Message):
 
     base_url: "str | None" = betterproto2.field(1, betterproto2.TYPE_STRING, optional=True)
     """
-    For a provider over HTTP: another address.
+    For a provider over HTTP: another address. At another server the key and headers from above are not sent: give a
+    key along with it. Those that are stored, too, stay with the address that they were given for.
     """
 
     api_key: "str | None" = betterproto2.field(2, betterproto2.TYPE_STRING, optional=True)
@@ -2495,8 +2507,8 @@ default_message_pool.register_message("llmg.gatewayapi.v1", "Usage", Usage)
 
 class AdminServiceStub(betterproto2_grpclib.ServiceStub):
     """
-    AdminService reads and changes the catalog. It needs an administrator's key. Each change is checked as a whole, is
-    logged, and holds at this gateway once it is answered, at its replicas within a second.
+    AdminService reads and changes the catalog. It needs an administrator's key. Each change is checked as a whole, and
+    holds at this gateway once it is answered, at its replicas within a second. Each call is logged.
 
     A level is named by its path: tenants/acme, tenants/acme/teams/search, tenants/acme/teams/search/groups/prod (and
     groups within groups), tenants/acme/teams/search/groups/prod/endpoints/web; an endpoint's key is
@@ -2722,7 +2734,7 @@ class AdminServiceStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "ListAuditEntriesResponse":
         """
-        The log of changes, and of those that were refused, the newest first.
+        The log of changes, and of what was refused, the newest first.
         """
 
         return await self._unary_unary(
@@ -2873,8 +2885,9 @@ class RoutingServiceStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "ExplainRouteResponse":
         """
-        Says which targets would be asked now, in which order, and why, and why not the others. Nobody is asked, and nothing
-        is counted.
+        Says which targets would be asked now, in which order, and why, and why not the others. Nobody is asked. Limits
+        count it as the request, but without tokens. How targets do and what is noted of them is told in full to
+        administrators, and to others in outline, unless the configuration says otherwise.
         """
 
         return await self._unary_unary(
