@@ -30,10 +30,11 @@ def blocked() -> bool:
 def none_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One that nobody heard would end the tests."""
     monkeypatch.setattr(sys, "stdin", None)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    before, handler = signal.pthread_sigmask(signal.SIG_BLOCK, ()), signal.getsignal(signal.SIGHUP)
     yield
     if signal.SIGHUP in signal.sigpending():
         signal.sigwait({signal.SIGHUP})
+    signal.signal(signal.SIGHUP, handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -46,7 +47,10 @@ async def test_one_that_waits_is_heard_and_so_are_later_ones() -> None:
             await came.get()
             signal.raise_signal(signal.SIGHUP)
             await came.get()
-    assert blocked()
+            await asyncio.to_thread(blocked)  # a thread that is there from now on
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert came.empty()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # else this process had ended
 
 
 class Terminal:

@@ -119,7 +119,12 @@ def test_whose_key_it_is_says_which_models_there_are(tmp_path: Path, where: str)
 
 def test_a_key_that_the_configuration_does_not_know(tmp_path: Path) -> None:
     told = refusal("smart", "--api-key", OTHER, config=CLOSED, directory=tmp_path)
-    assert told == (1, "--api-key (or LLMG_API_KEY): the API key is not valid\n")
+    assert told == (1, "--api-key: the API key is not valid\n")
+
+
+def test_a_gateways_key_in_the_environment_is_none_of_a_configurations(tmp_path: Path) -> None:
+    words = ("routes", "explain", "smart", "--json", "-c", write(tmp_path, CLOSED))
+    assert llmg(*words, directory=tmp_path, LLMG_API_KEY=OTHER).returncode == 0
 
 
 @pytest.mark.parametrize("words", [("--url", "http://127.0.0.1:1"), ("--grpc",), ("--ca", "ca.pem")])

@@ -22,4 +22,5 @@ def test_a_server_is_the_same_however_its_address_is_written(same: tuple[str, ..
 
 def test_servers_differ_by_scheme_host_and_port() -> None:
     others = ["http://a", "https://a", "http://a:8080", "http://b", "a:80", "a:81", "http://a:x", "http://a.evil", None]
+    others += ["dns:///a:80", "dns:///b:80", "unix:///a"]
     assert len({server(address) for address in others}) == len(others)

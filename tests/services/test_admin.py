@@ -348,6 +348,10 @@ async def test_nor_are_they_sent_elsewhere_when_the_address_between_is_taken_awa
         "http://2852039166/v1",
         "http://0xa9.0xfe.43518/v1",
         "http://Metadata.Google.Internal./v1",
+        "http://metadata/v1",
+        "http://100.100.100.200/v1",
+        "http://192.0.0.192/v1",
+        "http://[64:ff9b::a9fe:a9fe]/v1",
     ],
 )
 async def test_link_local_addresses_are_not_taken(world: World, address: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from msgspec import Struct
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmg.boot.container import Draining
 from llmg.boot.serve import listen
@@ -134,7 +136,9 @@ async def rest_door(
         admission=let_in,
         explain=None if explain is None else ExplainRoute(explain, let_in, 1 << 20),
     )
-    graphql = make_graphql(pipeline=pipeline, models=models, admission=let_in, explain=explain, admin=admin)
+    graphql = _when_asked(
+        lambda: make_graphql(pipeline=pipeline, models=models, admission=let_in, explain=explain, admin=admin)
+    )
     websocket = make_websocket(pipeline=pipeline, admission=let_in, explain=explain)
     inference = Inference(pipeline, let_in, door="gateway", explain=explain)
     upstream = InProcess(handlers(inference, models, admin), let_in)
@@ -160,6 +164,16 @@ async def rest_door(
         yield doors
     finally:
         await doors.drain(0)
+
+
+def _when_asked(make: Callable[[], ASGIApp]) -> ASGIApp:
+    """Made for the first who asks: it takes as long as all the rest, and many a test asks another door."""
+    made = cache(make)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await made()(scope, receive, send)
+
+    return app
 
 
 class Refusal(Struct, frozen=True, kw_only=True):

@@ -309,6 +309,7 @@ def _weight(target: Target, model: FlatModel) -> str:
 
 @routes_app.command("explain")
 def routes_explain(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="The model.")],
     prompt: Annotated[str, typer.Argument(help="What would be asked of it.")] = "Hello",
     url: Annotated[
@@ -339,7 +340,9 @@ def routes_explain(
         if config is None:
             found = routes.by_gateway(_dial(url, grpc, api_key, ca), model, prompt)
         else:
-            found = routes.by_config(_load(config), api_key, model, prompt)
+            given = context.get_parameter_source("api_key")
+            own = None if given is not None and given.name == "ENVIRONMENT" else api_key  # that one is a gateway's
+            found = routes.by_config(_load(config), own, model, prompt)
     except Failure as failure:
         _give_up(failure.message)
     except (SettingsError, Exposed) as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from signal import SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, SIGHUP, pthread_sigmask
+from signal import SIG_BLOCK, SIG_IGN, SIG_SETMASK, SIG_UNBLOCK, SIGHUP, pthread_sigmask, signal
 
 
 def _ours() -> bool:
@@ -36,7 +36,8 @@ def held_at_birth() -> Iterator[None]:
 
 @contextmanager
 def heard(by: Callable[[], None]) -> Iterator[None]:
-    """Each one calls `by`, in the running event loop, and so does one that waits. Afterwards it waits as before."""
+    """Each one calls `by`, in the running event loop, and so does one that waits. Afterwards none does anything any
+    more, in whatever thread it comes: the process is about to end, in good order."""
     if not _ours():
         yield
         return
@@ -44,9 +45,9 @@ def heard(by: Callable[[], None]) -> Iterator[None]:
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(SIGHUP, by)
-    before = pthread_sigmask(SIG_UNBLOCK, {SIGHUP})
+    pthread_sigmask(SIG_UNBLOCK, {SIGHUP})
     try:
         yield
     finally:
-        pthread_sigmask(SIG_SETMASK, before)
         loop.remove_signal_handler(SIGHUP)
+        signal(SIGHUP, SIG_IGN)  # threads that were started meanwhile don't hold it back

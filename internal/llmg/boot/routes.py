@@ -81,7 +81,7 @@ def _principal(catalog: Catalog, api_key: str | None, clock: Clock) -> Principal
     try:
         return Authenticator(lambda: catalog, clock).authenticate(api_key)
     except Failure as failure:
-        raise Failure(failure.kind, f"--api-key (or LLMG_API_KEY): {failure.message}") from None
+        raise Failure(failure.kind, f"--api-key: {failure.message}") from None
 
 
 def show(explanation: Explanation, as_json: bool) -> None:

@@ -14,6 +14,7 @@ def server(address: str | None) -> str | None:
         return None if address is None else address.lower()
     try:
         url = urlsplit(address)
-        return f"{url.scheme}://{url.hostname}:{url.port or _PORTS.get(url.scheme)}"
+        port = url.port or _PORTS.get(url.scheme)
     except ValueError:  # no URL: it is refused elsewhere, and no other server's
         return address
+    return address if url.hostname is None else f"{url.scheme}://{url.hostname}:{port}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -20,7 +20,17 @@ from llmg.services.admin.values import UpstreamChange
 # Whoever shares a front with an upstream would get what goes there with another `host`.
 _OURS: Final = frozenset({"host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade"})
 # Where clouds tell a machine its own credentials, besides the link-local addresses.
-_METADATA: Final = frozenset({"fd00:ec2::254", "metadata.google.internal"})
+_METADATA: Final = frozenset(
+    {
+        "fd00:ec2::254",
+        "100.100.100.200",
+        "192.0.0.192",
+        "metadata",
+        "metadata.goog",
+        "metadata.google.internal",
+    }
+)
+_NAT64: Final = IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in its last 32 bits
 
 
 def check_addresses(upstreams: Mapping[str, UpstreamChange]) -> None:
@@ -60,6 +70,8 @@ def _ip(host: str) -> IPv4Address | IPv6Address | None:
             return IPv4Address(socket.inet_aton(host))
         except (OSError, UnicodeEncodeError):
             return None
+    if isinstance(found, IPv6Address) and found in _NAT64:
+        return IPv4Address(int(found) & 0xFFFFFFFF)
     return getattr(found, "ipv4_mapped", None) or found
 
 
