@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha1
+from typing import Any
 
 import pytest
 import uvloop
@@ -15,6 +17,7 @@ from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
 from llmg.stores.redis import Away, Line, Redis
+from support.http import PATIENCE
 from support.redis import RedisServer, redis_server
 
 SCRIPT = "return {KEYS[1], ARGV[1]}"
@@ -121,7 +124,8 @@ def test_an_answer_that_lies_there_unread_when_the_time_is_over_has_come_in_time
             line, loop = Line(redis, []), asyncio.get_running_loop()
             await line.connect()
             here, there = socket.socketpair()
-            transport, _ = await loop.create_connection(Stalling, sock=here)
+            own = line._connection._writer.get_extra_info("socket")
+            transport, _ = await loop.create_connection(lambda: Stalling(own), sock=here)
             loop.call_later(0.165, there.send, b"a")
             try:
                 asked = line.ask([("BLPOP", "nothing", "0.18"), ("ECHO", "a")])
@@ -136,13 +140,17 @@ def test_an_answer_that_lies_there_unread_when_the_time_is_over_has_come_in_time
 
 
 class Stalling(asyncio.Protocol):
-    """Works for a while on what it is sent, while the loop polls."""
+    """Works on what it is sent, while the loop polls: for a while, and until there is something to read elsewhere."""
+
+    def __init__(self, elsewhere: Any) -> None:
+        self._elsewhere = elsewhere
 
     def data_received(self, data: bytes) -> None:
         """See Protocol."""
         end = time.perf_counter() + 0.2
         while time.perf_counter() < end:
             pass
+        select.select([self._elsewhere], [], [], PATIENCE)
 
 
 async def test_one_that_is_not_there_yet_comes_later() -> None:

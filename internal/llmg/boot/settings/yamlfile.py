@@ -27,6 +27,7 @@ from llmg.boot.settings.layers import Layer, Origin
 from llmg.boot.settings.problems import Keys, Problem, SettingsError, dotted
 
 _DEEPEST: Final = 100
+_PLACES: Final = 1_000_000  # that are told exactly: aliases of aliases may stand for any number of them
 _TAG: Final = "tag:yaml.org,2002:"
 _TEXT: Final = f"{_TAG}str"
 _SCALARS: Final = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "str")}
@@ -179,7 +180,7 @@ class _Reading:
         return found
 
     def _add_origins(self, value: Any, at: Keys, found: dict[Keys, Origin]) -> None:
-        if isinstance(value, dict | list):
+        if isinstance(value, dict | list) and len(found) < _PLACES:
             marks = self._marks[id(value)]
             for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
                 place = (*at, key)
