@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from boot.conftest import Serve
 from llmg.boot.administration import open_catalog
+from llmg.boot.container import Container
 from llmg.boot.serve import serve as run
 from llmg.boot.settings import Settings
-from llmg.ports import Document
+from llmg.core.context import ADMIN, Context, Principal
+from llmg.ports import AuditEntry, Document
+from llmg.services.admin import Changes
 from llmg.services.admission import digest
 from llmg.stores.catalog_file import FileCatalog
 from support.gateway import ECHO, chat
@@ -48,6 +52,43 @@ async def test_the_catalog_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
         await ready.wait()
         stop.set()
     assert read == [held]
+
+
+async def test_a_change_that_was_begun_is_made_before_the_process_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, ready, saving = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    made: list[Container] = []
+    save = FileCatalog.save
+
+    def container(**given: Any) -> Any:
+        made.append(Container(**given))
+        return made[-1]
+
+    async def slow(store: FileCatalog, document: Document, entry: AuditEntry) -> None:
+        saving.set()
+        await stop.wait()
+        for _ in range(1000):  # all else is ended by then
+            await asyncio.sleep(0)
+        await save(store, document, entry)
+
+    monkeypatch.setattr("llmg.boot.serve.Container", container)
+    monkeypatch.setattr(FileCatalog, "save", slow)
+    file = tmp_path / "catalog.json"
+    file.write_text(catalog())
+    off = {"catalog": {"file": file}, "grpc": {"enabled": False}, "server": {"grace": 0}}
+    settings, held = await open_catalog(Settings(**off))  # type: ignore[arg-type]
+    ops = Principal(key_id="ops", roles=frozenset({ADMIN}))
+    context = Context(id="i", request_id="r", door="grpc", created=0, principal=ops)
+    async with asyncio.timeout(PATIENCE):
+        running = asyncio.create_task(run(settings, {}, None, stop, ready=ready.set, held=held))
+        await ready.wait()
+        asking = asyncio.create_task(made[0].admin().create_level(context, "tenants/globex", Changes()))
+        await saving.wait()
+        asking.cancel()
+        stop.set()
+        await running
+    assert "globex" in file.read_text()
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

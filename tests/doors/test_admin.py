@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -32,10 +33,10 @@ from llmg.doors.graphql.app import make_graphql
 from llmg.doors.graphql.asking import Asking
 from llmg.doors.graphql.asking import Gateway as GraphQLGateway
 from llmg.doors.graphql.scalars import SCALARS
-from llmg.doors.graphql.schema import Schema
-from llmg.doors.grpc.admin import Administration
+from llmg.doors.graphql.schema import Schema, make_schema
+from llmg.doors.grpc.admin import Administration, refusals
 from llmg.doors.grpc.reading import Reading
-from llmg.doors.grpc.served import handlers
+from llmg.doors.grpc.served import DESCRIPTORS, handlers
 from llmg.doors.grpc.services import Inference, decoder
 from llmg.doors.http.server import HttpServer
 from llmg.gatewayapi.v1 import admin_pb2 as pb
@@ -422,8 +423,10 @@ async def serving(app: ASGIApp) -> AsyncIterator[Rest]:
 
 def by_rest(world: World) -> AbstractAsyncContextManager[Rest]:
     """The gateway before the service alone."""
-    upstream = InProcess(handlers(world.inference("gateway"), some_models(()), world.admin), world.admission)
-    return serving(make_gateway(upstream=upstream, bindings=bindings([DESCRIPTOR]), max_body=4096))
+    inference = world.inference("gateway")
+    upstream = InProcess(handlers(inference, some_models(()), world.admin), world.admission)
+    refused = refusals(inference, world.admin)
+    return serving(make_gateway(upstream=upstream, bindings=bindings(DESCRIPTORS), max_body=4096, refused=refused))
 
 
 async def test_the_admin_api_as_rest(world: World) -> None:
@@ -502,6 +505,15 @@ async def test_each_call_by_rest_is_logged_once(
     kept = [(entry.method, entry.outcome, entry.actor, entry.door) for entry in await world.kept()]
     is_kept = actor != "ops" or method != "GET"
     assert kept == ([(rpc, outcome, actor, "gateway")] if is_kept else [])
+
+
+async def test_what_the_gateway_refuses_of_other_services_is_not_in_the_log(world: World) -> None:
+    async with by_rest(world) as rest:
+        with structlog.testing.capture_logs() as logs:
+            assert (await rest.send("POST", "/api/v1/chat/completions", b"{")).status == 400
+            assert (await rest.send("GET", "/api/v1/models", key="none")).status == 401
+            assert (await rest.send("PUT", f"/api/v1/{WEB}", {})).status == 405
+    assert lines(logs) == []
 
 
 # --- GraphQL ---------------------------------------------------------------------------------------------------------
@@ -618,15 +630,33 @@ REVOKE = 'mutation { revokeKey(name: "WEB/keys/k") { name } }'
 @pytest.mark.parametrize(
     ("query", "given", "logged"),
     [
-        ('{ level(name: "WEB") { name } }', {"key": "none"}, [("GetLevel", "", "unauthenticated", "anonymous")]),
-        (REVOKE, {"key": "none"}, [("RevokeKey", "", "unauthenticated", "anonymous")]),
-        ("{ models { id } }", {"key": "none"}, []),
+        (REVOKE, {"key": "none"}, []),
+        ("{ models { id } }", {}, []),
         (REVOKE, {"key": NOBODY}, [("RevokeKey", f"{WEB}/keys/k", "permission_denied", "keys/nobody")]),
         (REVOKE, {}, [("RevokeKey", f"{WEB}/keys/k", "not_found", "ops")]),
         (REVOKE.replace("name }", "nome }"), {}, [("RevokeKey", "", "invalid_request", "ops")]),
         (REVOKE.replace('"WEB/keys/k"', "1"), {}, [("RevokeKey", "", "invalid_request", "ops")]),
-        (REVOKE.replace("}", ""), {}, [("RevokeKey", "", "invalid_request", "ops")]),
-        (REVOKE + " " * 5000, {}, []),  # is not read to its end
+        (REVOKE.replace("}", ""), {}, []),
+        (REVOKE + " " * 5000, {}, []),
+        (REVOKE, {"variables": 1}, []),
+        ('{ model(id: "deleteLevel my levels, say at what level { levels }") { nome } }', {}, []),
+        ("{ models { levels: nome } } # { levels { next } }", {}, []),
+        ("query A { levels { nome } } query B { models { id } }", {}, []),
+        (
+            'mutation { ...Two ...Two } fragment Two on Mutation { ... { deleteKey(name: "a") } '
+            '... @include(if: true) { a: deleteKey(name: "b") issueKey(endpoint: "c", name: 1) { secret } } }',
+            {"key": NOBODY},
+            [
+                ("DeleteKey", "", "invalid_request", "keys/nobody"),
+                ("IssueKey", "", "invalid_request", "keys/nobody"),
+            ],
+        ),
+        (
+            'query ($no: Int! = 1, $yes: Boolean = true) { levels(first: $no) { next } endpointKeys(endpoint: "x") '
+            "@skip(if: $yes) { name } }",
+            {"variables": {"no": -1}},
+            [("ListLevels", "", "invalid_request", "ops")],
+        ),
         (
             'mutation ($level: LevelInput!) { createLevel(name: "tenants/a", settings: $level) { name } }',
             {"variables": {"level": {"limits": {"maxConcurrent": "many"}}}},
@@ -648,6 +678,11 @@ REVOKE = 'mutation { revokeKey(name: "WEB/keys/k") { name } }'
             {},
             [("CreateLevel", "tenants/a", "ok", "ops"), ("CreateLevel", "tenants/b", "ok", "ops")],
         ),
+        (
+            'mutation { a: deleteLevel(name: "tenants/a") b: deleteLevel(name: "tenants/b") }',
+            {},
+            [("DeleteLevel", "tenants/a", "not_found", "ops")],  # the second is not come to
+        ),
     ],
 )
 async def test_each_call_by_graphql_is_logged_once(
@@ -665,10 +700,10 @@ async def test_each_call_by_graphql_is_logged_once(
 async def test_a_read_by_a_link_in_graphql_is_logged_though_it_is_refused(world: World) -> None:
     async with graphql(world) as door:
         with structlog.testing.capture_logs() as logs:
-            await door.send("GET", "/graphql?query=%7Blevels%7Bnext%7D%7D", key="none")
+            await door.send("GET", "/graphql?query=%7Blevels%7Bnext%7D%7D", key=NOBODY)
             await door.send("GET", "/graphql?query=mutation%7BdeleteKey(name:%22x%22)%7D")
     assert [line[:3] for line in lines(logs)] == [
-        ("ListLevels", "", "unauthenticated"),
+        ("ListLevels", "", "permission_denied"),
         ("DeleteKey", "", "invalid_request"),
     ]
 
@@ -693,6 +728,43 @@ async def test_each_call_by_graphql_over_websocket_is_logged_once(world: World, 
         ("RevokeKey", "", "invalid_request", "keys/nobody", "graphql"),
         ("ListLevels", "", "permission_denied", "keys/nobody", "graphql"),
     ]
+
+
+async def test_a_key_that_is_good_no_more_by_graphql_is_logged(world: World) -> None:
+    class Revoked(Asking):
+        def operation(self) -> Asking:
+            return self
+
+        def admit(self) -> Principal:
+            raise Failure(Kind.UNAUTHENTICATED, "no")
+
+    gateway = GraphQLGateway(Scripted([]), some_models(), world.admission, admin=world.admin)
+    asking = Revoked(gateway, "mine", lambda _: None)
+    with structlog.testing.capture_logs() as logs:
+        [result] = [one async for one in await make_schema().stream("{ levels { next } }", context_value=asking)]
+    assert result.errors[0].extensions["code"] == "UNAUTHENTICATED"
+    assert lines(logs) == [("ListLevels", "", "unauthenticated", "anonymous", "graphql", "mine")]
+
+
+async def test_a_field_that_is_asked_for_very_often_and_not_executed_is_logged_once(world: World) -> None:
+    many = " ".join(f'f{number}: deleteLevel(name: "{WEB}")' for number in range(200))
+    async with graphql(world) as door:
+        with structlog.testing.capture_logs() as logs:
+            await door.send("GET", f"/graphql?query={quote('mutation {' + many + '}')}")
+    assert [line[:3] for line in lines(logs)] == [("DeleteLevel", "", "invalid_request")]
+
+
+async def test_a_document_that_is_far_too_long_is_refused_without_being_read(world: World) -> None:
+    query = "{ levels { next } } # " + "deleteLevel " * 500_000
+    schema = make_schema()
+    gateway = GraphQLGateway(Scripted([]), some_models(), world.admission, admin=world.admin)
+    asking = Asking(gateway, "mine", lambda _: None)
+    with structlog.testing.capture_logs() as logs:
+        [result] = [one async for one in await schema.stream(query, context_value=asking)]
+    [error] = result.errors
+    assert "more than 102400 code points" in error.message
+    assert len(error.source.body) < 103_000
+    assert lines(logs) == []
 
 
 async def test_who_is_slow_to_say_what_he_wants_without_a_key_is_not_waited_for(world: World) -> None:

@@ -650,6 +650,26 @@ async def test_whoever_is_no_administrator_cannot_fill_the_store(world: World) -
     assert len(await world.log()) == OUTSIDERS + 2 + 1
 
 
+async def test_a_call_that_was_made_is_logged_once_and_one_failure_may_be_of_many(world: World) -> None:
+    failure = invalid("unreadable")
+    with structlog.testing.capture_logs() as logs:
+        made = asked_by(ADMIN)
+        await refused(world.admin.get_level(made, "tenants/none"))
+        await world.admin.refused(made, "GetLevel", "tenants/none", failure)
+        for _ in range(2):
+            await world.admin.refused(asked_by(ADMIN), "GetLevel", "", failure)
+    assert [line["outcome"] for line in audited(logs)] == ["not_found", "invalid_request", "invalid_request"]
+
+
+async def left(world: World, begun: asyncio.Event) -> None:
+    """Somebody asks for a change, and leaves when that event is set."""
+    asking = asyncio.create_task(world.admin.create_level(asked_by(ADMIN), "tenants/acme", Changes()))
+    await begun.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
 async def test_a_change_whose_client_leaves_is_made_and_logged_as_made(world: World) -> None:
     saving, saved = asyncio.Event(), asyncio.Event()
 
@@ -661,18 +681,44 @@ async def test_a_change_whose_client_leaves_is_made_and_logged_as_made(world: Wo
 
     slow = World(Slow(world.store, 0, world.store.load))
     with structlog.testing.capture_logs() as logs:
-        asking = asyncio.create_task(slow.admin.create_level(OPS, "tenants/acme", Changes()))
-        await saving.wait()
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
+        await left(slow, saving)
         assert audited(logs) == []
         saved.set()
-        async with asyncio.timeout(PATIENCE):
-            await asyncio.wait(slow.admin.changing)
+        await slow.admin.aclose(PATIENCE)
     assert [line["outcome"] for line in audited(logs)] == ["ok"]
     assert slow.applied == [({"acme": {}}, 1)]
     assert [entry[4] for entry in await world.log()] == ["ok"]
+
+
+async def test_a_change_that_takes_too_long_at_the_end_is_given_up(world: World) -> None:
+    saving = asyncio.Event()
+
+    class Stuck(Contested):
+        async def save(self, document: Document, entry: AuditEntry) -> None:
+            saving.set()
+            await asyncio.Event().wait()
+
+    stuck = World(Stuck(world.store, 0, world.store.load))
+    with structlog.testing.capture_logs() as logs:
+        await left(stuck, saving)
+        await stuck.admin.aclose(0.01)
+    assert [line["outcome"] for line in audited(logs)] == ["cancelled"]
+    await stuck.admin.aclose()  # nothing is left
+
+
+async def test_a_change_that_is_saved_is_logged_as_made_though_the_process_ends(world: World) -> None:
+    taking = asyncio.Event()
+
+    async def apply(tenants: dict[str, Any], version: int) -> None:
+        taking.set()
+        await asyncio.Event().wait()
+
+    world.admin._following = Following(world.store, apply)
+    with structlog.testing.capture_logs() as logs:
+        await left(world, taking)
+        await world.admin.aclose(0.01)
+    assert [(line["outcome"], line["before"], line["after"]) for line in audited(logs)] == [("ok", 0, 1)]
+    assert (await world.store.load()).version == 1
 
 
 async def test_a_log_that_cannot_be_written_changes_no_answer(world: World) -> None:

@@ -256,6 +256,7 @@ def _websocket(wired: Wired) -> Routes:
 def _gateway(wired: Wired) -> Routes:
     from llmg.doors.gateway.app import make_gateway, words  # brings protobuf along
     from llmg.doors.gateway.inprocess import InProcess
+    from llmg.doors.grpc.admin import refusals
     from llmg.doors.grpc.served import DESCRIPTORS, handlers
     from llmg.doors.grpc.services import Inference
     from llmg.wire.transcoding.bindings import bindings, fixed_paths
@@ -267,6 +268,7 @@ def _gateway(wired: Wired) -> Routes:
         bindings=table,
         max_body=wired.settings.http.max_body,
         heartbeat=wired.settings.http.heartbeat,
+        refused=refusals(inference, wired.admin),
     )
     exact = dict.fromkeys(fixed_paths(table), app) | (_docs() if wired.settings.gateway.docs else {})
     return Routes(exact, {"/api/{path:rest}": app}, words={"/api": words})

@@ -146,6 +146,7 @@ async def _start(container: Container, stack: AsyncExitStack, stop: asyncio.Even
     if not known and not await take_over(container.following(), stop):  # else no key of the catalog is known
         return False
     await stack.enter_async_context(following(container.following()))
+    stack.push_async_callback(container.admin().aclose)
     container.current()  # tells the prober what to check
     prober = container.prober()
     prober.start()

@@ -86,7 +86,7 @@ class Context(Struct, kw_only=True):
     """One per request. `id` is the answer's id; `deadline` is monotonic seconds; the router appends to `trail`.
 
     `header` gives a header (metadata) of the request by its name in lower case. `rates`: what is left of the limits,
-    once it has been counted.
+    once it has been counted. `audited`: it is a call of the administration, which keeps the log of it.
     """
 
     id: str
@@ -102,6 +102,7 @@ class Context(Struct, kw_only=True):
     trail: list[Attempt] = []
     rates: Rates | None = None
     observer: Any = SILENT
+    audited: bool = False
 
     @property
     def answering(self) -> Attempt:

@@ -130,7 +130,6 @@ class Failure(Exception):
         self.detail = detail
         self.blame: Blame = blame or BLAME[kind]
         self.logged = False  # somebody who knew more of it has written it down
-        self.audited = False  # it is in the log of the administration
 
     def __repr__(self) -> str:
         return f"Failure({self.kind.value}: {self.message})"

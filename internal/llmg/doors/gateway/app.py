@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from operator import itemgetter
 from typing import Final
 from urllib.parse import quote
 
 import msgspec
 import structlog
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pool import Default, DescriptorPool
 from google.protobuf.message import Message
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmg.core.errors import Failure, Kind, not_implemented
 from llmg.doors.gateway import metadata, statuses
-from llmg.doors.gateway.upstream import Call, Status, Upstream
+from llmg.doors.gateway.upstream import Call, Metadata, Status, Upstream
 from llmg.doors.http import exchange as http
 from llmg.doors.http.pages import weight
 from llmg.doors.http.refusing import Refusal
@@ -54,11 +55,17 @@ class Exchange(http.Exchange):
         return () if self.call is None else metadata.outgoing(self.call.initial, self.call.trailing)
 
 
+Refused = Callable[[MethodDescriptor, Message, Failure, Metadata], Awaitable[None]]
+"""Told of a request that the door refused, and that would have been this RPC: what its path says of the message, why,
+and who asked."""
+
+
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """`max_body` in bytes, `heartbeat` in seconds."""
 
     max_body: int
     heartbeat: float
+    refused: Refused | None
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------
@@ -125,7 +132,7 @@ class _Endpoint(ABC):
         self._transcoder = Transcoder(binding, codec)
         self._takes_body = bool(binding.body)
         self._binding = binding
-        self._upstream = upstream
+        self._admit = upstream.admit
         self._options = options
 
     async def answer(self, exchange: Exchange, segments: list[str]) -> None:
@@ -133,14 +140,15 @@ class _Endpoint(ABC):
         try:
             request, call = await self._read(exchange, segments)
         except Failure as failure:
-            call = Call(metadata=metadata.who(exchange.scope, exchange.request_id))
-            await self._upstream.refused(self._binding.rpc, self._named(segments), failure, call)
+            if self._options.refused is not None:
+                who = metadata.who(exchange.scope, exchange.request_id)
+                await self._options.refused(self._binding.rpc, self._named(segments), failure, who)
             raise
         await self.ask(exchange, request, call)
 
     async def _read(self, exchange: Exchange, segments: list[str]) -> tuple[Message, Call]:
         given = metadata.incoming(exchange.scope, exchange.request_id)
-        self._upstream.admit(given)
+        self._admit(given)
         call = exchange.call = Call(
             metadata=given, headers=exchange.headers, timeout=metadata.timeout(exchange.headers)
         )
@@ -294,12 +302,14 @@ def make_gateway(
     pool: DescriptorPool | None = None,
     max_body: int = 32 << 20,
     heartbeat: float = 10.0,
+    refused: Refused | None = None,
 ) -> ASGIApp:
     """The door, for all paths that the bindings have, and all below them; what is not there is answered 404.
 
     `pool` has the messages that an Any may hold; None: the process's own. `max_body` bytes; `heartbeat`: seconds of
-    silence in a stream after which one is sent. Raises ValueError when the upstream lacks an RPC.
+    silence in a stream after which one is sent. `refused`: see Refused. Raises ValueError when the upstream lacks an
+    RPC.
     """
-    options = Options(max_body=max_body, heartbeat=heartbeat)
+    options = Options(max_body=max_body, heartbeat=heartbeat, refused=refused)
     codec = Codec(Default() if pool is None else pool)
     return Door(Routes((binding, _target(binding, codec, upstream, options)) for binding in bindings))

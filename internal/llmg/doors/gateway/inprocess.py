@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from typing import Any, NoReturn
 
 import grpc
@@ -33,11 +32,6 @@ class InProcess:
         """See Upstream."""
         given = dict(metadata)
         self._admission.principal(_text(given.get("authorization")), _text(given.get("x-api-key")))
-
-    async def refused(self, rpc: MethodDescriptor, known: Message, failure: Failure, call: Call, /) -> None:
-        """See Upstream. The servicer's method is given the failure, as that of a message which can't be read."""
-        with suppress(Status):
-            await self._handler(rpc)(failure, _Serving(call, _only_one, known))
 
     def unary(self, rpc: MethodDescriptor, /) -> Unary:
         """See Upstream."""
@@ -87,12 +81,10 @@ async def _run(handler: Handler, request: Message, serving: _Serving) -> Any:
 class _Serving:
     """What a servicer's method is given as its context: that of grpc.aio, as far as unary requests need it."""
 
-    __slots__ = ("_call", "_deadline", "_loop", "known", "write")
+    __slots__ = ("_call", "_deadline", "_loop", "write")
 
-    def __init__(self, call: Call, write: Write, known: Message | None = None) -> None:
-        """`known`: what is known of a request that was refused."""
+    def __init__(self, call: Call, write: Write) -> None:
         self._call = call
-        self.known = known
         self.write = write
         self._loop = asyncio.get_running_loop()
         self._deadline = None if call.timeout is None else self._loop.time() + call.timeout

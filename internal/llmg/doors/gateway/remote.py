@@ -148,9 +148,6 @@ class Remote:
     def admit(self, metadata: Metadata, /) -> None:
         """See Upstream. Who may ask is for the server to say."""
 
-    async def refused(self, rpc: MethodDescriptor, known: Message, failure: Failure, call: Call, /) -> None:
-        """See Upstream. A server somewhere else is not told."""
-
     def unary(self, rpc: MethodDescriptor, /) -> Unary:
         """See Upstream."""
         ask: Any = self._channel.unary_unary(_path(rpc), *_codecs(rpc))

@@ -9,8 +9,6 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from msgspec import Struct
 
-from llmg.core.errors import Failure
-
 Metadata = Sequence[tuple[str, str | bytes]]
 Write = Callable[[Message], Awaitable[None]]
 
@@ -54,10 +52,6 @@ class Upstream(Protocol):
 
     def admit(self, metadata: Metadata, /) -> None:
         """Before a request's body is read: may it come in? Raises Failure (unauthenticated)."""
-        ...
-
-    async def refused(self, rpc: MethodDescriptor, known: Message, failure: Failure, call: Call, /) -> None:
-        """What would have been this call was refused. `known` is what the path says of its request."""
         ...
 
     def unary(self, rpc: MethodDescriptor, /) -> Unary:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import strawberry
-from graphql import GraphQLError
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    GraphQLError,
+    InlineFragmentNode,
+    Node,
+    SelectionSetNode,
+    get_operation_ast,
+)
 from msgspec import UNSET
 from msgspec.structs import asdict
 from strawberry.scalars import JSON
@@ -17,7 +27,8 @@ from strawberry.utils.str_converters import to_camel_case
 
 from llmg import ports
 from llmg.core.context import Context
-from llmg.core.errors import Failure, invalid, not_implemented
+from llmg.core.errors import Failure, Kind, internal, invalid, not_implemented
+from llmg.doors.graphql import errors
 from llmg.doors.graphql.asking import Asking, Info
 from llmg.doors.graphql.routes import Label
 from llmg.doors.graphql.scalars import Int64
@@ -286,8 +297,7 @@ _METHODS: Final = {
     "revokeKey": "RevokeKey",
     "deleteKey": "DeleteKey",
 }
-# In a document that nobody has understood, perhaps. `$level` is a variable, and `level:` an argument.
-_FIELDS: Final = re.compile(rf"(?<![$@\w])({'|'.join(_METHODS)})(?!\w|\s*:)")
+_KINDS: Final = {code: kind for kind, (code, _) in errors.CODES.items()}
 _FIRST: Final = re.compile(r"[.\[]")  # ends the first name of a place: `models["a.b"].targets[0]`
 
 
@@ -306,44 +316,66 @@ async def _administering(
     the argument for a parent is called here."""
     asking = info.context
     use = asking.gateway.admin
-    try:
-        with asking.answering() as context:
-            if use is None:
-                raise not_implemented("the admin API")
-            try:
-                yield use, context
-            except Failure as failure:
-                if failure.param:
-                    failure.param = parent if failure.param == "parent" else _place(failure.param)
-                raise
-    except GraphQLError as error:
-        cause = error.original_error
-        if use is not None and isinstance(cause, Failure) and not cause.audited:
-            await use.refused(_unnoted(asking), method, resource, cause)
-        raise
+    with asking.answering() as context:
+        asking.called.add(info.path.key)
+        if use is None:
+            raise not_implemented("the admin API")
+        try:
+            yield use, context
+        except Failure as failure:
+            await use.refused(context, method, resource, failure)
+            if failure.param:
+                failure.param = parent if failure.param == "parent" else _place(failure.param)
+            raise
+        except Exception as mistake:
+            await use.refused(context, method, resource, internal(mistake))
+            raise
 
 
-def _unnoted(asking: Asking) -> Context:
-    """Of an operation that did not come to the use cases. Whose it was is found out where that is known."""
+async def log_refused(asking: Asking, operation_name: str | None, errors_: Iterable[GraphQLError]) -> None:
+    """Logs the calls of the administration that an operation's errors kept from being made: of all its fields, if it
+    was not executed, or of those whose arguments did not fit. One that was not executed leaves a line for each method:
+    it may name the same field very often, and nothing is known of what it would have been asked of."""
+    use = asking.gateway.admin
+    if use is None or asking.document is None:
+        return
+    why = {None if error.path is None else error.path[0]: error for error in errors_}
+    refused: dict[str, tuple[str, GraphQLError]] = {}
+    for key, field in _root_fields(asking.document, operation_name):
+        error = why.get(None, why.get(key))
+        if error is not None and field in _METHODS and key not in asking.called:
+            refused[field if error.path is None else key] = _METHODS[field], error
+    for method, error in refused.values():
+        told = error.extensions or {}
+        failure = Failure(_KINDS.get(str(told.get("code")), Kind.INVALID_REQUEST), error.message)
+        await use.refused(_unmade(asking, told.get("requestId")), method, "", failure)
+
+
+def _unmade(asking: Asking, request_id: Any) -> Context:
+    """Of a call that is not made. Whose it was is found out where that is known."""
     admission = asking.gateway.admission
-    context = admission.context("graphql", asking.request_id or admission.request_id())
+    context = admission.context("graphql", admission.request_id(request_id))
     with suppress(Failure):
         context.principal = asking.admit()
     return context
 
 
-def fields_in(query: str) -> list[str]:
-    """The fields here that a document names, whether it can be understood or not."""
-    return [*dict.fromkeys(_FIELDS.findall(query))]
-
-
-async def log_refused(asking: Asking, fields: Iterable[str], failure: Failure) -> None:
-    """Logs calls of the administration that are not made: those of these fields that are ours."""
-    use = asking.gateway.admin
-    for field in fields:
-        if use is not None and field in _METHODS:
-            failure.audited = False  # it is one failure of several calls
-            await use.refused(_unnoted(asking), _METHODS[field], "", failure)
+def _root_fields(document: DocumentNode, operation_name: str | None) -> Iterator[tuple[str, str]]:
+    """What an operation asks for: fields' keys in the answer, and their names; nothing, where it is not known which
+    operation is asked for. Fragments are looked at once."""
+    operation = get_operation_ast(document, operation_name)
+    fragments = {one.name.value: one for one in document.definitions if isinstance(one, FragmentDefinitionNode)}
+    left: list[Node] = [] if operation is None else [operation.selection_set]
+    while left:
+        node = left.pop()
+        if isinstance(node, SelectionSetNode):
+            left += reversed(node.selections)
+        elif isinstance(node, InlineFragmentNode | FragmentDefinitionNode):
+            left.append(node.selection_set)
+        elif isinstance(node, FragmentSpreadNode) and node.name.value in fragments:
+            left.append(fragments.pop(node.name.value))
+        elif isinstance(node, FieldNode):
+            yield (node.alias or node.name).value, node.name.value
 
 
 # --- fields ----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import strawberry
+from graphql import DocumentNode
 
 from llmg.core.assemble import Answer, assemble
 from llmg.core.context import ANONYMOUS, Context, Principal
@@ -46,7 +47,7 @@ class Gateway:
 class Asking:
     """Who asks: one HTTP request, or one WebSocket connection, whose operations have request ids of their own."""
 
-    __slots__ = ("connection_params", "gateway", "header", "last", "principal", "request_id", "unfit")
+    __slots__ = ("called", "connection_params", "document", "gateway", "header", "last", "principal", "request_id")
 
     def __init__(self, gateway: Gateway, request_id: str | None, header: Callable[[str], str | None]) -> None:
         """`header` gives one of the request's, or of the handshake's."""
@@ -55,7 +56,8 @@ class Asking:
         self.header = header
         self.principal = ANONYMOUS
         self.last: Context | None = None  # of the last field that was asked of the pipeline
-        self.unfit: list[str] = []  # fields of the operation that were not asked of anybody: their arguments do not fit
+        self.called: set[str | int] = set()  # the operation's fields of the administration that were, by their keys
+        self.document: DocumentNode | None = None  # the operation's, once it has errors
         self.connection_params: object = None  # strawberry sets it, with connection_init's payload
 
     def operation(self) -> Asking:

@@ -26,7 +26,6 @@ from strawberry.types.graphql import OperationType
 
 from llmg.core.errors import Failure, Kind, internal, invalid
 from llmg.doors.graphql import errors
-from llmg.doors.graphql.admin import fields_in, log_refused
 from llmg.doors.graphql.asking import Asking, Gateway
 from llmg.doors.graphql.schema import Schema
 from llmg.doors.http import exchange as http
@@ -40,8 +39,6 @@ MULTIPART: Final = "multipart/mixed"
 STREAMS: Final = frozenset({SSE, MULTIPART})
 
 _BOUNDARY: Final = b"graphql"
-_GLIMPSE: Final = 1.0  # seconds
-_GLIMPSED: Final = 64 << 10  # bytes
 _ASKED_FOR: Final = {SSE: SSE, MULTIPART: f'{MULTIPART};subscriptionSpec="1.0"'}
 _STREAM_TYPES: Final = {
     SSE: b"text/event-stream; charset=utf-8",
@@ -62,7 +59,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 class Exchange(http.Exchange):
     """The request of one ASGI call, and its answer."""
 
-    __slots__ = ("_accepted", "_asking", "_body", "_options", "_schema")
+    __slots__ = ("_accepted", "_asking", "_options", "_schema")
 
     log = structlog.get_logger("llmg.graphql")
 
@@ -70,7 +67,6 @@ class Exchange(http.Exchange):
         self, scope: Scope, receive: Receive, send: Send, gateway: Gateway, schema: Schema, options: Options
     ) -> None:
         super().__init__(scope, receive, send, words)
-        self._body: bytes | None = None  # None: nobody has begun to read it
         self._schema = schema
         self._options = options
         self._asking = Asking(gateway, self.request_id, partial(http.header_of, self.headers))
@@ -81,12 +77,18 @@ class Exchange(http.Exchange):
         await http.attend(self, self._answer())
 
     async def _answer(self) -> None:
-        try:
-            operation, allowed = await self._read()
-        except Failure as failure:
-            await log_refused(self._asking, fields_in(await self._glimpse()), failure)
-            if failure.kind is not Kind.METHOD_NOT_ALLOWED:
-                raise
+        admission = self._asking.gateway.admission
+        self._asking.principal = admission.principal(self.header(b"authorization"), self.header(b"x-api-key"))
+        method = self.scope["method"]
+        if method == "POST":
+            self._check_media_type()
+            operation, allowed = parse_body(await self.body(self._options.max_body)), _ALL
+        elif method == "GET":
+            operation, allowed = parse_query(self.scope.get("query_string", b"")), _READS
+            if self._accepted in STREAMS and any(name in self.headers for name in _PREFLIGHTED):
+                allowed = _READS | {OperationType.SUBSCRIPTION}
+        else:
+            failure = Failure(Kind.METHOD_NOT_ALLOWED, f"{method} is not for GraphQL")
             await self.fail(failure, (b"allow", b"GET, POST"))
             return
         self.watch()
@@ -104,37 +106,6 @@ class Exchange(http.Exchange):
                 await self._stream(results)
             else:
                 await self._single(await anext(results))
-
-    async def _read(self) -> tuple[Operation, frozenset[OperationType]]:
-        admission = self._asking.gateway.admission
-        self._asking.principal = admission.principal(self.header(b"authorization"), self.header(b"x-api-key"))
-        if self.scope["method"] == "POST":
-            self._check_media_type()
-            self._body = b""  # it is being read
-            self._body = await self.body(self._options.max_body)
-            return parse_body(self._body), _ALL
-        if self.scope["method"] != "GET":
-            raise Failure(Kind.METHOD_NOT_ALLOWED, f"{self.scope['method']} is not for GraphQL")
-        operation = parse_query(self.scope.get("query_string", b""))
-        if self._accepted in STREAMS and any(name in self.headers for name in _PREFLIGHTED):
-            return operation, _READS | {OperationType.SUBSCRIPTION}
-        return operation, _READS
-
-    async def _glimpse(self) -> str:
-        """What was asked, of a request that is refused before it was understood: as much of it as is soon there. Only
-        who keeps a log wants to know."""
-        if self._asking.gateway.admin is None:
-            return ""
-        if self._body is None and self.scope["method"] == "POST":
-            with suppress(Failure, TimeoutError):
-                async with asyncio.timeout(_GLIMPSE):
-                    self._body = await self.body(_GLIMPSED)
-        try:
-            if self._body is not None:
-                return parse_body(self._body).query
-            return parse_query(self.scope.get("query_string", b"")).query
-        except Failure:
-            return (self._body or b"").decode(errors="replace")
 
     def _check_media_type(self) -> None:
         """Of the body. A page of another origin can't send JSON without asking first, so that this guards from it."""

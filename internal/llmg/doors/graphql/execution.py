@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from graphql import (
-    GraphQLError,
     GraphQLLeafType,
     GraphQLNonNull,
     GraphQLObjectType,
@@ -21,8 +20,6 @@ from graphql import (
 )
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 from strawberry.types.field import StrawberryField
-
-from llmg.doors.graphql.asking import Asking
 
 _TYPENAME: Final = "__typename"
 _DEFINITION: Final = "strawberry-definition"
@@ -53,13 +50,6 @@ class Execution(StrawberryGraphQLCoreExecutionContext):
         executor._relevant_sub_fields = {}
         executor._plans = {}
         return executor
-
-    def handle_field_error(self, raw_error: Exception, return_type: Any, field_details_list: Any, path: Any) -> None:
-        """See graphql-core's; what was wrong before a field's resolver was called has neither a path nor a code yet."""
-        known = isinstance(raw_error, GraphQLError) and (raw_error.path or "code" in (raw_error.extensions or {}))
-        if path.prev is None and not known and isinstance(self.context_value, Asking):
-            self.context_value.unfit.append(field_details_list[0].node.name.value)
-        super().handle_field_error(raw_error, return_type, field_details_list, path)
 
     def complete_list_item_value(
         self, item: Any, complete_results: list[Any], item_type: Any, field_details_list: Any, *more: Any

@@ -154,6 +154,8 @@ class Preparing(SchemaExtension):
         options["max_tokens"] = self._prepared.limits.tokens
         options["max_source_length"] = _LONGEST
         options["allow_empty_selection_sets"] = False  # the specification's grammar has none; graphql-core's has
+        if context.query is not None:  # a longer one is refused, and where it ends is not to be looked for
+            context.query = context.query[: _LONGEST + 1]
         context.graphql_document = self._prepared.find(context.query)
         yield
 

@@ -12,9 +12,9 @@ from graphql import GraphQLError
 from strawberry.schema.config import StrawberryConfig
 from strawberry.types.execution import ExecutionContext
 
-from llmg.core.errors import Failure, invalid
+from llmg.core.errors import Failure
 from llmg.doors.graphql import errors
-from llmg.doors.graphql.admin import AdminMutation, AdminQuery, fields_in, log_refused
+from llmg.doors.graphql.admin import AdminMutation, AdminQuery, log_refused
 from llmg.doors.graphql.asking import Asking, Info
 from llmg.doors.graphql.execution import Execution
 from llmg.doors.graphql.inputs import ChatInput, CreateEmbeddingsInput, decode_chat, decode_embed
@@ -128,8 +128,7 @@ class Schema(strawberry.Schema):
     async def stream(self, *args: Any, **options: Any) -> Any:
         """See Strawberry's. `context_value` is an Asking."""
         asking = options["context_value"] = options["context_value"].operation()
-        query = args[0] if args else options.get("query")
-        return _telling(await super().stream(*args, **options), asking, query or "")
+        return _telling(await super().stream(*args, **options), asking, options.get("operation_name"))
 
     def process_errors(self, errors_: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
         """See Strawberry's."""
@@ -137,29 +136,24 @@ class Schema(strawberry.Schema):
         request_id = asking.request_id if isinstance(asking, Asking) else None
         if request_id is None and isinstance(asking, Asking):
             request_id = asking.gateway.admission.request_id()
+        if isinstance(asking, Asking) and execution_context is not None:
+            asking.document = execution_context.graphql_document
         for error in errors_:
             errors.settle(error, request_id or "")
 
 
-async def _telling(results: Any, asking: Asking, query: str) -> AsyncGenerator[Any, None]:
+async def _telling(results: Any, asking: Asking, operation_name: str | None) -> AsyncGenerator[Any, None]:
     """The results; the first, and each that has errors, tells the way of the request, where it has gone one."""
-    told = False
+    begun = told = False
     async with aclosing(results):
         async for result in results:
-            if result.errors and not told:
-                await _log_refused(asking, query, result.errors)
+            if result.errors and not begun:  # what comes later was asked of somebody
+                await log_refused(asking, operation_name, result.errors)
+            begun = True
             if (not told or result.errors) and asking.last is not None and (way := errors.way(asking.last)):
                 result.extensions = {**(result.extensions or {}), **way}
                 told = True
             yield result
-
-
-async def _log_refused(asking: Asking, query: str, errors_: list[GraphQLError]) -> None:
-    """What was wrong with a document as a whole, or with some of its fields' arguments, is told to who keeps a log."""
-    cause = errors_[0].original_error
-    whole = all(error.path is None for error in errors_)
-    failure = cause if whole and isinstance(cause, Failure) else invalid("it was not executed")
-    await log_refused(asking, fields_in(query) if whole else asking.unfit, failure)
 
 
 DEFAULT_LIMITS: Final = Limits(depth=12, aliases=15, tokens=4000)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from msgspec import UNSET
@@ -20,9 +22,13 @@ from llmg.ports import AuditEntry
 from llmg.services.admin import Admin, Changes, Issued, Key, Level, UpstreamChange
 from llmg.services.admin.service import GRACE
 
+_SERVICE: Final = pb.DESCRIPTOR.services_by_name["AdminService"].full_name
 _SETTINGS: Final = ("allow", "models", "upstreams", "limits", "labels", "alias")
 _LIMITS: Final = ("requests_per_minute", "tokens_per_minute", "max_concurrent")
 _FIRST: Final = re.compile(r"[.\[]")  # ends the first name of a place: `models["a.b"].targets[0]`
+
+Given = Iterable[tuple[str, str | bytes]]
+Refused = Callable[[MethodDescriptor, Any, Failure, Given], Awaitable[None]]
 
 
 class Administration(AdminServiceServicer):
@@ -105,15 +111,30 @@ class Administration(AdminServiceServicer):
             return pb.ListAuditEntriesResponse(entries=map(_entry, page.items), next_page_token=page.next)
 
     def _answering(self, method: str, request: Any, context: Call) -> Any:
-        # Of one that could not be read, the gateway knows what its path says.
-        known = getattr(context, "known", None) if isinstance(request, Failure) else request
+        target = "" if isinstance(request, Failure) else _target(request)
 
         async def refused(own: Context, failure: Failure) -> None:
             if self._given is not None:
-                await self._given.refused(own, method, "" if known is None else _target(known), failure)
+                await self._given.refused(own, method, target, failure)
 
         in_level = method in ("CreateLevel", "UpdateLevel")
         return self._inference.answering(request, context, _place if in_level else _as_it_is, refused)
+
+
+def refusals(inference: Inference, admin: Admin) -> Refused:
+    """For a door before the services, to be told of what it refuses itself: calls of this one are logged, with what is
+    known of their messages, and who asked by their metadata."""
+
+    async def refused(rpc: MethodDescriptor, known: Any, failure: Failure, metadata: Given, /) -> None:
+        if rpc.containing_service.full_name != _SERVICE:
+            return
+        given = dict(metadata)
+        context = inference.admission.context(inference.door, str(given["x-request-id"]))
+        with suppress(Failure):  # whose it was is found out where that is known
+            context.principal = inference.principal(given)
+        await admin.refused(context, rpc.name, _target(known), failure)
+
+    return refused
 
 
 def _target(request: Any) -> str:

@@ -55,6 +55,7 @@ class Audit:
     @asynccontextmanager
     async def call(self, context: Context, method: str, resource: str) -> AsyncIterator[Call]:
         """One call of a method that was reached. What went well is in the store already, if it belongs there."""
+        context.audited = True
         call = Call(self._entry(context, method, resource))
         try:
             yield call
@@ -62,7 +63,8 @@ class Audit:
             await self._refuse(call.entry, context, failure)
             raise
         except asyncio.CancelledError:
-            _tell(replace(call.entry, outcome=Kind.CANCELLED.value))
+            is_saved = call.entry.before != call.entry.after  # with this entry, by which it is in the log as made
+            _tell(call.entry if is_saved else replace(call.entry, outcome=Kind.CANCELLED.value))
             raise
         except Exception as error:
             mistake = internal(error)
@@ -71,8 +73,8 @@ class Audit:
         _tell(call.entry)
 
     async def refused(self, context: Context, method: str, resource: str, failure: Failure) -> None:
-        """A call that was refused, by a door perhaps. One that is in the log is not written again."""
-        if not failure.audited:
+        """A call that a door refused. One that was made is in the log."""
+        if not context.audited:
             await self._refuse(self._entry(context, method, resource), context, failure)
 
     def _entry(self, context: Context, method: str, resource: str) -> AuditEntry:
@@ -90,7 +92,6 @@ class Audit:
 
     async def _refuse(self, entry: AuditEntry, context: Context, failure: Failure) -> None:
         """What was refused is refused, whether or not the store can be written."""
-        failure.audited = True
         entry = replace(entry, outcome=failure.kind.value)
         _tell(entry)
         if not self._is_kept(entry.method, ADMIN in context.principal.roles):

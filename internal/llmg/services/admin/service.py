@@ -36,6 +36,9 @@ LARGEST_PAGE: Final = 1000
 GRACE: Final = 86400.0
 """Seconds for which a key that was rotated is good still."""
 
+PATIENCE: Final = 3.0
+"""Seconds that are left to changes when the process ends: fewer than a supervisor waits for it to close."""
+
 _TRIES: Final = 100  # of a change, while others are faster
 _SHOWN: Final = 8  # of a digest's 64 hexadecimal digits
 _LONGEST: Final = 3650 * 86400.0  # seconds of grace
@@ -57,8 +60,8 @@ def _to_the_end(change: Change[P, T]) -> Change[P, T]:
     @wraps(change)
     async def begun(admin: Admin, /, *args: P.args, **kwargs: P.kwargs) -> T:
         task = asyncio.ensure_future(change(admin, *args, **kwargs))
-        admin.changing.add(task)
-        task.add_done_callback(admin.changing.discard)
+        admin._changing.add(task)
+        task.add_done_callback(admin._changing.discard)
         return await asyncio.shield(task)
 
     return begun
@@ -80,7 +83,7 @@ class Admin:
     ) -> None:
         """`validate(tenants)` raises Failure (invalid_request), naming the field; `following` takes over what the store
         holds; `secret` makes a key's text."""
-        self.changing: set[asyncio.Future[Any]] = set()
+        self._changing: set[asyncio.Future[Any]] = set()
         self._store = store
         self._validate = validate
         self._following = following
@@ -91,8 +94,16 @@ class Admin:
         self._audit = Audit(store, lambda: following.version, clock)
 
     async def refused(self, context: Context, method: str, resource: str, failure: Failure) -> None:
-        """A door refused what would have been this call, or a call of ours did. It is logged, if it is not yet."""
+        """A door refused what would have been this call, so it is logged. One that was made is already."""
         await self._audit.refused(context, method, resource, failure)
+
+    async def aclose(self, patience: float = PATIENCE) -> None:
+        """Waits for the changes that were begun, before the store is closed; those that take too long are given up."""
+        if self._changing:
+            _, late = await asyncio.wait(self._changing, timeout=patience)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     # --- levels ------------------------------------------------------------------------------------------------------
 
