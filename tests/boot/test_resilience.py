@@ -41,7 +41,20 @@ from llmg.testing.clocks import FakeClock
 from support.gateway import in_process
 from support.http import PATIENCE, Response
 from support.scopes import root_models
-from support.upstream import KEY, Act, Call, Upstream, answering, good, stall, stall_after_head, upstream
+from support.upstream import (
+    ANSWER,
+    KEY,
+    Act,
+    Call,
+    Upstream,
+    answering,
+    chunk,
+    good,
+    stall,
+    stall_after_head,
+    upstream,
+    words,
+)
 
 UP = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1"}
 NOW = 1000.0
@@ -347,6 +360,31 @@ async def test_a_fallback_on_what_was_refused(code: str, kind: str, stream: bool
             if not asked_for:
                 assert answer.error["code"] == code
     assert (len(small.calls), len(large.calls)) == (2, 1)
+
+
+async def filtered(call: Call) -> None:
+    """An answer that a filter has ended before its first word."""
+    if not call.body.get("stream"):
+        choice = {**ANSWER["choices"][0], "message": {"role": "assistant", "content": ""}}
+        await call.json(200, {**ANSWER, "choices": [{**choice, "finish_reason": "content_filter"}]})
+        return
+    await words(call)
+    await call.event(chunk({}, "content_filter"))
+    await call.close_stream()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("hedge", [{}, {"hedge": {"after": "10s"}}], ids=["", "hedged"])
+async def test_a_fallback_on_an_answer_that_was_filtered(hedge: dict[str, Any], stream: bool) -> None:
+    async with upstream(filtered) as strict, upstream(good) as large:
+        servers = {"strict": strict, "large": large}
+        for asked_for in (True, False):
+            on = {"fallback_on": ["content_filtered"]} if asked_for else {}
+            config = _before(servers, targets=["strict"], fallbacks=["large"], **hedge, **on)
+            async with in_process(config) as gateway:
+                answer = await gateway.chat(stream=stream)
+            assert _route(answer) == ((200, "large/theirs", "2") if asked_for else (200, "strict/theirs", "1"))
+            assert (b'"content_filter"' in answer.body) is not asked_for
 
 
 @pytest.mark.parametrize("stream", [False, True])

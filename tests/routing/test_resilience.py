@@ -9,6 +9,7 @@ import pytest
 
 from llmg.core.context import Attempt, Context
 from llmg.core.errors import Failure, Kind
+from llmg.core.events import Event, Opened
 from llmg.core.request import Chat, Embed
 from llmg.ports import Profile
 from llmg.routing import queue, retries
@@ -256,6 +257,60 @@ async def test_what_the_model_refused_is_asked_of_fallbacks_only_where_that_was_
         assert await gateway.ask() == ["m0", "a0"]  # and not m1, which is the same model
     else:
         assert (await gateway.told())[1] == ["m0"]
+
+
+FILTERED = saying(reason="content_filter")
+CUT = saying("hel", reason="content_filter")
+ON_FILTER: dict[str, Any] = {"fallbacks": ("a", "b"), "fallback_on": frozenset([Kind.CONTENT_FILTERED])}
+
+
+def _event_list(script: list[list[Event]]) -> list[Event]:
+    return [event for batch in script for event in batch]
+
+
+@pytest.mark.parametrize(
+    ("script", "stream", "fields", "asked"),
+    [
+        (FILTERED, True, ON_FILTER, ["m0", "a0"]),
+        (FILTERED, False, ON_FILTER, ["m0", "a0"]),
+        (CUT, False, ON_FILTER, ["m0", "a0"]),
+        (CUT, True, ON_FILTER, ["m0"]),  # the client has had some of it
+        ([_event_list(CUT)], True, ON_FILTER, ["m0", "a0"]),  # not yet, as all came at once
+        (FILTERED, False, {"fallbacks": ("a",)}, ["m0"]),
+        (FILTERED, True, ON_FILTER | {"fallbacks": ("none",)}, ["m0"]),
+        (GOOD, False, ON_FILTER, ["m0"]),
+    ],
+)
+async def test_an_answer_that_a_filter_ended(
+    script: list[list[Event]], stream: bool, fields: dict[str, Any], asked: list[str]
+) -> None:
+    mute = Target(provider="p", model="none0", inner=Scripted(GOOD), profile=Profile(chat=False))
+    gateway = Gateway(
+        _group("m", Scripted(script), Scripted(GOOD), **fields),
+        _group("a", Scripted(GOOD)),
+        _group("b", Scripted(GOOD)),
+        Group(name="none", targets=(mute,), policy=First()),
+    )
+    context = a_context()
+    events = await collect(gateway.router, Chat(model="m", messages=(), stream=stream), context)
+    assert _routes(context) == asked
+    assert events == _event_list(script if asked == ["m0"] else GOOD)
+
+
+async def test_when_filters_end_all_the_last_answer_is_given() -> None:
+    groups = [_group(name, Scripted(CUT), **(ON_FILTER if name == "m" else {})) for name in ("m", "a", "b")]
+    context = a_context()
+    events = await collect(Gateway(*groups).router, Chat(model="m", messages=()), context)
+    assert (_routes(context), events) == (["m0", "a0", "b0"], _event_list(CUT))
+
+
+async def test_where_a_filter_ended_some_choices_the_others_are_an_answer() -> None:
+    both = [*saying("hello"), *saying(choice=1, reason="content_filter")[1:]]
+    both[0].append(Opened(1, 0, "text"))
+    gateway = Gateway(_group("m", Scripted(both), **ON_FILTER), _group("a", Scripted(GOOD)), _group("b"))
+    context = a_context()
+    await collect(gateway.router, Chat(model="m", messages=(), n=2), context)
+    assert _routes(context) == ["m0"]
 
 
 async def test_after_commit_no_fallback_either() -> None:

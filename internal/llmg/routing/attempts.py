@@ -77,6 +77,7 @@ class Trying:
         )
         self._context.trail.append(attempt)
         self._ticket = target.health.begin()
+        self.over = False
         policy.started(chosen)
         self._context.observer.attempt_started(self._context, attempt)
         return chosen

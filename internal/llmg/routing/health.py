@@ -288,13 +288,19 @@ def fittest(targets: Sequence[Askable], left: Sequence[int], now: float) -> Sequ
     When none is fit, those that are only down by their checks, which may be wrong; else the one whose circuit opened
     first of all, if a probe of it may begin; else none.
     """
-    for index in left:
-        if not targets[index].health.calm:
+    healths = [targets[index].health for index in left]
+    for health in healths:
+        if not health.calm:
             break
     else:
         return left
-    fit = [index for index in left if targets[index].health.fit(now)]
-    free = [index for index in fit if not targets[index].health.full]
+    fit: list[int] = []
+    free: list[int] = []
+    for index, health in zip(left, healths, strict=True):
+        if health.calm:
+            free.append(index)
+        elif health.fit(now):
+            (fit if health.full else free).append(index)
     return free or fit or _last_resort(targets, left, now)
 
 

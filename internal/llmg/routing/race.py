@@ -105,6 +105,7 @@ class _Leg(Trying):
         try:
             await self.enter()
             batch = await self.until_commit()
+            self._race.check(batch)
             if self._race.won(self):
                 await self._said.put(batch)
                 if not self.over:
@@ -172,6 +173,10 @@ class Hedged:
             self._over = True
             raise StopAsyncIteration
         return _batch(said)
+
+    def check(self, answer: Batch) -> None:
+        """Raises Failure, where another model is to be asked instead: see `Course`."""
+        self._course.check(answer, self._request, self._clock.monotonic())
 
     def won(self, leg: _Leg) -> bool:
         """Is this try, which has something to give, the one that answers? Then the others end here."""

@@ -99,6 +99,7 @@ class _Routed(Trying):
                 course.left.remove(self.choose(course.group, course.candidates(now), now))
                 await self.enter()
                 batch = await self.until_commit()
+                course.check(batch, self._request, clock.monotonic())
             except Failure as failure:
                 await self.leave(failure)
                 wait = course.next(failure, clock.monotonic(), self._context.deadline, self._random)
