@@ -107,10 +107,10 @@ def _table(stage: Stage) -> Table:
 
 def _about(one: Candidate) -> str:
     """What is known of a target; of its weight, where it is not 1."""
-    said = [f"weight {one.weight:g}"] if one.weight != 1 else []
+    said = [f"weight {one.weight:.3g}"] if one.weight != 1 else []
     if one.price is not None:
         said.append(f"{one.price.input:g} / {one.price.output:g} USD per million")
     if one.context_window is not None:
-        said.append(f"{one.context_window} tokens")
+        said.append(f"{one.context_window} token{'' if one.context_window == 1 else 's'}")
     labels = [f"{name}={value}" for name, value in one.labels.items()]
     return ", ".join([*said, *one.capabilities, *([one.region] if one.region else []), *labels])
