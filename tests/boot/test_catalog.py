@@ -216,6 +216,30 @@ async def test_a_fallback_may_be_what_could_not_be_asked_for() -> None:
             assert (await gateway.post("/v1/chat/completions", chat("m"), {"x-api-key": KEY})).status == 404
 
 
+async def test_what_may_be_asked_for_at_each_level_by_its_name() -> None:
+    """The very scopes of those who belong there, and where a level says nothing of models, of the level above."""
+    now = current(tree(team={"models": {"mine": "n"}}))
+    principal = who(now)
+    names = [level.name for level in principal.levels]
+    assert [*now.catalog.scopes] == names
+    assert [now.catalog.scopes[name] for name in names] == [now.scope] * 2 + [principal.scope] * 4
+    await now.apply_tenants({"other": {}}, "2")
+    assert [*now.catalog.scopes] == ["", "tenants/other"]
+
+
+async def test_an_administrator_sees_each_level_of_the_catalog_that_is_in_force(tmp_path: Path) -> None:
+    store = {"file": str(tmp_path / "catalog.yaml")}
+    async with in_process({**BASE, "admin": {"keys": {"ops": OTHER}}, "catalog": store}) as gateway:
+        asked = {**chat("mine"), "level": "tenants/acme"}
+        header = {"Authorization": f"Bearer {OTHER}", "Content-Type": "application/json"}
+        answer = await gateway.post("/v1/routes/explain", asked, header)
+        assert (answer.status, answer.error["code"], answer.error["param"]) == (404, "not_found", "level")
+        made = await gateway.post("/api/v1/tenants/acme", {"models": {"mine": "n"}}, header)
+        assert made.status == 200, made.json()
+        answer = await gateway.post("/v1/routes/explain", asked, header)
+        assert [one["model"] for one in answer.json()["stages"][0]["targets"]] == ["n"]
+
+
 def test_lists_of_what_is_allowed_add_up() -> None:
     tenants = tree(team={"allow": ["m", "echo/*", "big"]}, tenant={"allow": ["m", "n", "echo/a*"]})
     scope = who(current(tenants)).scope

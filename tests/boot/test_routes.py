@@ -39,6 +39,8 @@ TENANTS: dict[str, Any] = {
         "teams": {"search": {"groups": {"prod": {"endpoints": {"web": {"keys": [{"id": "k", "key": OTHER}]}}}}}},
     }
 }
+LEVELS = ("tenants/acme", "tenants/acme/teams/search/groups/prod/endpoints/web")
+DENIED = "a 'level' needs an admin's key (`admin.keys` of the configuration)\n"
 PLAIN = json.loads(json.dumps(TENANTS).replace(f'"key": "{OTHER}"', f'"sha256": "{digest(OTHER).hex()}"'))
 
 
@@ -117,6 +119,22 @@ def test_whose_key_it_is_says_which_models_there_are(tmp_path: Path, where: str)
     assert "more than the limit of 300 tokens a minute of tenants/acme" in words
 
 
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_of_a_level_of_the_configuration(tmp_path: Path, where: str) -> None:
+    config = {**CLOSED, "tenants": TENANTS} if where == "here" else elsewhere(tmp_path)
+    for level in LEVELS:
+        for words in ((), ("--api-key", OPS)):
+            assert targets("own", "--level", level, *words, config=config, directory=tmp_path) == ["x"]
+    for level, words in (("tenants/acme/teams/nope", ()), ("tenants/nope", ("--api-key", OPS))):
+        told = refusal("own", "--level", level, *words, config=config, directory=tmp_path)
+        assert told == (1, f"the level '{level}' does not exist\n")
+    assert refusal("smart", "--level", "tenants/acme", config=config, directory=tmp_path) == (
+        1,
+        "the model 'smart' does not exist\n",
+    )
+    assert refusal("own", "--level", LEVELS[-1], "--api-key", OTHER, config=config, directory=tmp_path) == (1, DENIED)
+
+
 def test_a_key_that_the_configuration_does_not_know(tmp_path: Path) -> None:
     told = refusal("smart", "--api-key", OTHER, config=CLOSED, directory=tmp_path)
     assert told == (1, "--api-key: the API key is not valid\n")
@@ -158,6 +176,21 @@ async def test_by_a_gateway(serve: Serve, way: str) -> None:
     code, out, err = await explain("smart", "--api-key", "other", *there)
     assert (code, out) == (1, "")
     assert "the API key is not valid" in err
+
+
+@BOTH
+async def test_of_a_level_by_a_gateway(serve: Serve, way: str) -> None:
+    gateway = await serve({**CLOSED, "tenants": TENANTS})
+    there = ("--json", *WAYS[way], "--url", where(gateway, way))
+    for level in LEVELS:
+        code, out, err = await explain("own", "--level", level, "--api-key", OPS, *there)
+        assert (code, err) == (0, "")
+        [target] = json.loads(out)["stages"][0]["targets"]
+        assert (target["model"], target["score"]) == ("x", 1.0)
+    code, out, err = await explain("own", "--level", "tenants/nope", "--api-key", OPS, *there)
+    assert (code, out, err) == (1, "", "the level 'tenants/nope' does not exist\n")
+    code, out, err = await explain("own", "--level", LEVELS[0], "--api-key", OTHER, *there)
+    assert (code, out, err) == (1, "", DENIED)
 
 
 @BOTH

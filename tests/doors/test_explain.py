@@ -35,7 +35,7 @@ from support.doors import grpc_door, refusal, rest_door
 from support.http import PATIENCE
 from support.sockets import client, websocket_door
 
-OPS, KEY, HELD = ("key-" + letter * 20 for letter in "abc")
+OPS, KEY, HELD, FEW = ("key-" + letter * 20 for letter in "abcd")
 LIMITED = (Level(name="tenants/acme", limits=Limits(requests=2, tokens=1000)),)
 JSON = {"Content-Type": "application/json"}
 NOBODY = Scripted()  # is asked of nothing
@@ -68,24 +68,32 @@ MODELS = Models(
     {},
 )
 
+ACME = "tenants/acme"
+LEVELS = {
+    ACME: Models(
+        {"m": Group(name="m", targets=(Target(provider="own", model="x", inner=NOBODY),), policy=Weighted([1.0]))}, {}
+    )
+}
+
 
 def _models(_: Principal) -> Models:
     return MODELS
 
 
 def _admission() -> Admission:
-    """An administrator, a client, and one with limits."""
+    """An administrator, a client, and one of each with limits."""
     known = {
         OPS: Principal(key_id="ops", roles=frozenset({ADMIN})),
         KEY: Principal(key_id="app"),
         HELD: Principal(key_id="held", levels=LIMITED),
+        FEW: Principal(key_id="few", roles=frozenset({ADMIN}), levels=LIMITED),
     }
     catalog = Catalog(keys={digest(key): Key(principal) for key, principal in known.items()})
     return Admission(Authenticator(lambda: catalog, FakeClock()), FakeClock(), CountingIds(), SILENT)
 
 
 def _explain() -> Explain:
-    return Explain(_models, Local(FakeClock()), FakeClock(), lambda principal: ADMIN in principal.roles)
+    return Explain(_models, LEVELS.get, Local(FakeClock()), FakeClock(), lambda principal: ADMIN in principal.roles)
 
 
 EXPLAIN = _explain()
@@ -163,13 +171,14 @@ GRAPHQL_CHAT = {
     "messages": [{"role": "USER", "parts": [{"text": {"text": "Hello"}}]}],
     "tools": [{"name": "f"}],
 }
-QUERY = """query ($input: ExplainRouteInput!) { explainRoute(input: $input) { model stages { model policy targets {
-  provider model verdict place score reason weight tier price { input output } context_window: contextWindow
+QUERY = """query ($input: ExplainRouteInput!, $level: String! = "") { explainRoute(input: $input, level: $level) { model
+  stages { model policy targets { provider model verdict place score reason weight tier price { input output }
+  context_window: contextWindow
   capabilities region labels { name value } } } } }"""
 
 Ask = Callable[[Mapping[str, Any], str], Awaitable[dict[str, Any]]]
-"""Asks with these fields of a chat in the place of its own, or for vectors ("embeddings"). What was told, or
-`{"kind": ..., "param": ...}`."""
+"""Asks with these fields of a chat in the place of its own, or for vectors ("embeddings"); `level` among them stands
+beside the request. What was told, or `{"kind": ..., "param": ...}`."""
 
 
 def _failed(kind: str, param: str | None) -> dict[str, Any]:
@@ -196,10 +205,17 @@ def _headers(key: str | None) -> dict[str, str]:
     return {**JSON, **({} if key is None else {"Authorization": f"Bearer {key}"})}
 
 
+def _beside(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is the request's, and what stands beside it."""
+    own = {name: value for name, value in fields.items() if name != "level"}
+    return own, {name: value for name, value in fields.items() if name == "level"}
+
+
 def _message(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
+    own, beside = _beside(fields)
     if what == "embeddings":
-        return {"embeddings": {"model": "m", "inputs": [{"text": "x"}], **fields}}
-    return {"chat": {**GATEWAY_CHAT, **fields}}
+        return {"embeddings": {"model": "m", "inputs": [{"text": "x"}], **own}, **beside}
+    return {"chat": {**GATEWAY_CHAT, **own}, **beside}
 
 
 def _of_proto(found: dict[str, Any]) -> dict[str, Any]:
@@ -279,11 +295,12 @@ async def _graphql(explain: Explain | None, key: str | None) -> AsyncIterator[As
     async with rest_door(NOBODY, let_in=_admission(), explain=explain) as door:
 
         async def ask(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
+            own, beside = _beside(fields)
             if what == "embeddings":
-                given: dict[str, Any] = {"embeddings": {"model": "m", "inputs": [{"text": "x"}], **fields}}
+                given: dict[str, Any] = {"embeddings": {"model": "m", "inputs": [{"text": "x"}], **own}}
             else:
-                given = {"chat": {**GRAPHQL_CHAT, **fields}}
-            body = {"query": QUERY, "variables": {"input": given}}
+                given = {"chat": {**GRAPHQL_CHAT, **own}}
+            body = {"query": QUERY, "variables": {"input": given, **beside}}
             answer = (await door.post("/graphql", body, _headers(key))).json()
             if "errors" in answer:
                 (error,) = answer["errors"]
@@ -303,9 +320,10 @@ async def _websocket(explain: Explain | None, key: str | None) -> AsyncIterator[
         async def ask(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
             frame = greeting
             if frame["type"] == "ready":
-                request = {"model": "m", "input": ["x"], **fields} if what == "embeddings" else {**CHAT, **fields}
+                own, beside = _beside(fields)
+                request = {"model": "m", "input": ["x"], **own} if what == "embeddings" else {**CHAT, **own}
                 operation = {"operation": what} if what == "embeddings" else {}
-                await it.send(type="explain", id="7", request=request, **operation)
+                await it.send(type="explain", id="7", request=request, **operation, **beside)
                 frame = json.loads(await it.wire.recv())
                 assert frame.pop("id") == "7"
             if frame["type"] == "error":
@@ -387,6 +405,62 @@ async def test_of_vectors(door: Door) -> None:
         told = await ask({}, "embeddings")
     last = told["stages"][0]["targets"][-1]
     assert (last["verdict"], last["reason"]) == ("rejected", "can't do embeddings")
+
+
+@through_each
+async def test_of_a_levels_model_for_an_administrator(door: Door) -> None:
+    """In full, and the caller's own where no level is named."""
+    async with door(EXPLAIN, OPS) as ask:
+        told = await ask({"level": ACME}, "chat")
+        assert await ask({"level": ""}, "chat") == TOLD
+    assert [stage["model"] for stage in told["stages"]] == ["m"]
+    assert told["stages"][0]["targets"] == [
+        {
+            "provider": "own",
+            "model": "x",
+            "verdict": "candidate",
+            "place": 1,
+            "score": 1.0,
+            "reason": "share 1.000, credit 1: the highest is next",
+            "weight": 1.0,
+        }
+    ]
+
+
+@pytest.mark.parametrize("what", ["chat", "embeddings"])
+@through_each
+async def test_levels_that_can_not_be_named(door: Any, what: str) -> None:
+    """One that is not there, any by who is no administrator, and a model that means nothing there."""
+    param = "/level" if door is _gateway else "level"
+    async with door(EXPLAIN, OPS) as ask:
+        assert await ask({"level": "tenants/nope"}, what) == {"kind": Kind.NOT_FOUND, "param": param}
+    async with door(EXPLAIN, OPS) as ask:
+        told = await ask({"level": ACME, "model": "spare"}, what)
+        assert told["kind"] is Kind.MODEL_NOT_FOUND
+    for name in (ACME, "tenants/nope"):
+        async with door(EXPLAIN, KEY) as ask:
+            assert await ask({"level": name}, what) == {"kind": Kind.PERMISSION_DENIED, "param": param}
+
+
+@through_each
+async def test_an_explanation_for_a_level_counts_for_who_asks(door: Door) -> None:
+    async with door(_explain(), FEW) as ask:
+        for _ in range(2):
+            assert (await ask({"level": ACME}, "chat"))["model"] == "m"
+        assert (await ask({"level": ACME}, "chat"))["kind"] is Kind.RATE_LIMITED
+
+
+@pytest.mark.parametrize("level", ["7", "{}", '"\\ud800"'])
+async def test_a_level_in_the_rest_body_that_is_none(level: str) -> None:
+    body = f'{{"model":"m","input":"x","level":{level}}}'
+    async with rest_door(NOBODY, let_in=_admission(), explain=EXPLAIN) as door:
+        response = await door.ask("POST", "/v1/routes/explain", body.encode(), _headers(OPS))
+    assert (response.status, response.error["code"]) == (400, "invalid_request")
+
+
+async def test_a_level_by_rest_may_be_null() -> None:
+    async with _rest(EXPLAIN, KEY) as ask:
+        assert (await ask({"level": None}, "chat"))["model"] == "m"
 
 
 @through_each

@@ -102,11 +102,12 @@ async def serving(
     **options: Any,
 ) -> AsyncIterator[Door]:
     """The door in front of a provider; the echo, where none is given. `grace`: seconds for what is under way then."""
+    explain = Explain(lambda _: ROUTES, lambda _: None, Local(FakeClock()), FakeClock(), lambda _: True)
     app = make_graphql(
         pipeline=provider or Echo(),
         models=Models(lambda _: [MODEL], find),
         admission=Admission(Authenticator(lambda: EVERYBODY, FakeClock()), FakeClock(), CountingIds(), SILENT),
-        **{"explain": Explain(lambda _: ROUTES, Local(FakeClock()), FakeClock(), lambda _: True), **options},
+        **{"explain": explain, **options},
     )
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

@@ -52,7 +52,8 @@ def compile_catalog(settings: Settings, levels: LevelNames, make_scope: MakeScop
             for key in section.keys:
                 keys[key.digest] = _key(key, at, place)
     anonymous = Principal(levels=root.levels, scope=root.scope) if everybody(settings) else None
-    return Catalog(version, root.scope, keys, endpoints, anonymous)
+    scopes = {place.levels[-1].name: place.scope for place in places.values()}
+    return Catalog(version, root.scope, keys, endpoints, anonymous, scopes)
 
 
 def _root(settings: Settings, names: Names[FlatModel], make_scope: MakeScope) -> Place:

@@ -46,8 +46,8 @@ class Line(Protocol):
         """What the model says to that, piece by piece."""
         ...
 
-    async def explain(self, model: str, said: Sequence[Turn]) -> Explanation:
-        """Where that would go."""
+    async def explain(self, model: str, said: Sequence[Turn], level: str = "") -> Explanation:
+        """Where that would go; `level`: for whose clients, by the name of their level in the catalog."""
         ...
 
 
@@ -151,9 +151,9 @@ class _Http:
     async def models(self) -> list[str]:
         return _names(await self._ask("GET", "/v1/models"))
 
-    async def explain(self, model: str, said: Sequence[Turn]) -> Explanation:
+    async def explain(self, model: str, said: Sequence[Turn], level: str = "") -> Explanation:
         messages = [{"role": role, "content": text} for role, text in said]
-        asked = msgspec.json.encode({"model": model, "messages": messages})
+        asked = msgspec.json.encode({"model": model, "messages": messages, **({"level": level} if level else {})})
         try:
             return _explanation(await self._ask("POST", "/v1/routes/explain", asked))
         except msgspec.MsgspecError:
@@ -309,12 +309,12 @@ class _Grpc:
             otherwise = f"{error.message}; it may want https://, or no --grpc"
             raise unreached(self.name, error.__cause__, otherwise) from error
 
-    async def explain(self, model: str, said: Sequence[Turn]) -> Explanation:
+    async def explain(self, model: str, said: Sequence[Turn], level: str = "") -> Explanation:
         from llmg.gatewayapi.v1.routing_pb2 import ExplainRouteResponse
         from llmg.wire.explanation import decode_explanation
 
         messages = [{"role": role, "content": text} for role, text in said]
-        answer = await self._reached(self._client.explain(model, messages))
+        answer = await self._reached(self._client.explain(model, messages, level=level))
         return decode_explanation(ExplainRouteResponse.FromString(bytes(answer)))
 
     async def answer(self, model: str, said: Sequence[Turn]) -> AsyncIterator[str]:

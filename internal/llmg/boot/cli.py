@@ -320,6 +320,10 @@ def routes_explain(
     ca: Annotated[
         Path | None, typer.Option(help="Trust the issuers in this file (PEM), and no others. For https.")
     ] = None,
+    level: Annotated[
+        str,
+        typer.Option(help="As the clients of this level would ask: tenants/acme/teams/search. Needs an admin's key."),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     config: Annotated[
         Path | None,
@@ -338,11 +342,11 @@ def routes_explain(
         _give_up("--config asks no gateway: it excludes --url, --grpc and --ca", 2)
     try:
         if config is None:
-            found = routes.by_gateway(_dial(url, grpc, api_key, ca), model, prompt)
+            found = routes.by_gateway(_dial(url, grpc, api_key, ca), model, prompt, level)
         else:
             given = context.get_parameter_source("api_key")
             own = None if given is not None and given.name == "ENVIRONMENT" else api_key  # that one is a gateway's
-            found = routes.by_config(_load(config), own, model, prompt)
+            found = routes.by_config(_load(config), own, model, prompt, level)
     except Failure as failure:
         _give_up(failure.message)
     except (SettingsError, Exposed) as error:

@@ -96,7 +96,10 @@ def _scope(current: Current) -> Callable[[Principal], LevelScope]:
 
 
 def _explain(current: Current, limiter: Limiter, clock: Clock) -> Explain:
-    return Explain(_scope(current), limiter, clock, lambda principal: sees_details(current.settings, principal))
+    def details(principal: Principal) -> bool:
+        return sees_details(current.settings, principal)
+
+    return Explain(_scope(current), lambda name: current.catalog.scopes.get(name), limiter, clock, details)
 
 
 def _model_service(current: Current) -> service.Models:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text as Words
@@ -18,7 +19,7 @@ from llmg.boot.launching import LazyLauncher
 from llmg.boot.limits import make_limiter
 from llmg.boot.settings import Settings
 from llmg.boot.system import RandomIds, SystemClock
-from llmg.core.context import Context, Principal
+from llmg.core.context import ADMIN, Context, Principal
 from llmg.core.errors import Failure, Kind
 from llmg.core.explanation import Candidate, Explanation, Stage
 from llmg.core.request import Chat, Message, Text
@@ -31,31 +32,31 @@ from llmg.services.explain import Explain
 _PATIENCE: Final = 5.0  # seconds for the catalog in Redis to be read
 
 
-def by_gateway(dial: Dial, model: str, prompt: str) -> Explanation:
-    """As the gateway sees it now. Raises Failure."""
+def by_gateway(dial: Dial, model: str, prompt: str, level: str) -> Explanation:
+    """As the gateway sees it now: for the clients of that level, if one is named. Raises Failure."""
 
     async def ask() -> Explanation:
         async with dial() as line:
-            return await line.explain(model, [("user", prompt)])
+            return await line.explain(model, [("user", prompt)], level)
 
     return asyncio.run(ask())
 
 
-def by_config(settings: Settings, api_key: str | None, model: str, prompt: str) -> Explanation:
+def by_config(settings: Settings, api_key: str | None, model: str, prompt: str, level: str) -> Explanation:
     """As a gateway with these settings would see it when it starts, in full: for whose key that is; None: for who
-    belongs to no level but the root. Raises SettingsError, Failure or Exposed."""
+    belongs to no level but the root, and may name another `level`. Raises SettingsError, Failure or Exposed."""
 
     async def ask() -> Explanation:
         transport, launcher, clock = Transport(), LazyLauncher(), SystemClock()
-        needs = build.Needs(await _whole(settings, api_key), transport, launcher)
+        needs = build.Needs(await _whole(settings, api_key, level), transport, launcher)
         try:
             _, catalog = compiled(needs, clock)
             principal = _principal(catalog, api_key, clock)
             new = RandomIds().new()
             context = Context(id=new, request_id=new, door="cli", created=int(clock.time()), principal=principal)
             chat = Chat(model=model, messages=(Message(role="user", parts=(Text(prompt),)),))
-            explain = Explain(lambda of: of.scope, make_limiter(clock), clock, lambda _: True)
-            return await explain.explain(chat, context)
+            explain = Explain(lambda of: of.scope, catalog.scopes.get, make_limiter(clock), clock, lambda _: True)
+            return await explain.explain(chat, context, level)
         finally:
             await needs.close()
             await launcher.aclose()
@@ -63,9 +64,9 @@ def by_config(settings: Settings, api_key: str | None, model: str, prompt: str) 
     return asyncio.run(ask())
 
 
-async def _whole(settings: Settings, api_key: str | None) -> Settings:
-    """With the tenants of the catalog that they name, where the key may be one of theirs."""
-    if api_key is None or settings.catalog is None:
+async def _whole(settings: Settings, api_key: str | None, level: str) -> Settings:
+    """With the tenants of the catalog that they name, where the key or the level may be one of theirs."""
+    if (api_key is None and not level) or settings.catalog is None:
         return settings
     try:
         async with asyncio.timeout(_PATIENCE):
@@ -76,8 +77,8 @@ async def _whole(settings: Settings, api_key: str | None) -> Settings:
 
 
 def _principal(catalog: Catalog, api_key: str | None, clock: Clock) -> Principal:
-    if api_key is None and catalog.anonymous is None:
-        return Principal(scope=catalog.scope)
+    if api_key is None:  # who has the configuration may see all of it
+        return replace(catalog.anonymous or Principal(scope=catalog.scope), roles=frozenset({ADMIN}))
     try:
         return Authenticator(lambda: catalog, clock).authenticate(api_key)
     except Failure as failure:

@@ -127,12 +127,14 @@ class Client:
         model: str,
         messages: Messages,
         *,
+        level: str = "",
         timeout: float | None = None,
         call_metadata: Metadata | None = None,
         **fields: Unpack[ChatFields],
     ) -> t.ExplainRouteResponse:
-        """Which targets would be asked now, in which order, and why not the others. Arguments as for `chat`."""
-        request = t.ExplainRouteRequest(chat=requests.chat(model, messages, fields))
+        """Which targets would be asked now, in which order, and why not the others. Arguments as for `chat`. `level`:
+        for administrators, the level of the catalog as whose clients would ask, such as `tenants/acme`."""
+        request = t.ExplainRouteRequest(chat=requests.chat(model, messages, fields), level=level)
         answer, _ = await self._ask(EXPLAIN_ROUTE, request, timeout, call_metadata)
         return answer
 

@@ -30,17 +30,22 @@ D = TypeVar("D")
 class Allow:
     """Does one of these patterns match a name? `*` in a pattern stands for any text."""
 
-    __slots__ = ("_names", "_patterns")
+    __slots__ = ("_expression", "_names", "_wild")
 
     def __init__(self, patterns: Iterable[str]) -> None:
         known = frozenset(patterns)
         self._names = frozenset(pattern for pattern in known if "*" not in pattern)
-        wild = sorted(known - self._names)
-        self._patterns = re.compile("|".join(map(_expression, wild)), re.DOTALL) if wild else None
+        self._wild = sorted(known - self._names)
+        self._expression: re.Pattern[str] | None = None  # made when it is first needed: of many levels, few ask
 
     def __call__(self, name: str) -> bool:
         """Yes or no."""
-        return name in self._names or (self._patterns is not None and self._patterns.fullmatch(name) is not None)
+        return name in self._names or (bool(self._wild) and self._matches(name))
+
+    def _matches(self, name: str) -> bool:
+        if self._expression is None:
+            self._expression = re.compile("|".join(map(_expression, self._wild)), re.DOTALL)
+        return self._expression.fullmatch(name) is not None
 
 
 def _expression(pattern: str) -> str:
@@ -155,7 +160,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
 class Catalog:
     """All that is known of who may ask, at one time."""
 
-    __slots__ = ("_keys", "anonymous", "by_alias", "endpoints", "scope", "version")
+    __slots__ = ("_keys", "anonymous", "by_alias", "endpoints", "scope", "scopes", "version")
 
     def __init__(
         self,
@@ -164,15 +169,17 @@ class Catalog:
         keys: Mapping[bytes, Key] | None = None,
         endpoints: Mapping[str, Endpoint] | None = None,
         anonymous: Principal | None = None,
+        scopes: Mapping[str, Scope[Any]] | None = None,
     ) -> None:
         """`scope`: what may be asked for at the root. `keys` by their SHA-256, `endpoints` by their names. `anonymous`:
-        who asks without a key, where that may be."""
+        who asks without a key, where that may be. `scopes`: what may be asked for at each level, by its name."""
         self.version = version
         self.scope = scope
         self._keys = keys or {}
         self.endpoints = endpoints or {}
         self.by_alias = {endpoint.alias: endpoint for endpoint in self.endpoints.values() if endpoint.alias}
         self.anonymous = anonymous
+        self.scopes = scopes or {}
 
     def find(self, digest: bytes, now: float) -> Principal:
         """Whose key has this SHA-256. Raises Failure (unauthenticated). Who learns that a key has expired or was

@@ -29,6 +29,8 @@ def decode_request(given: pb.ExplainRouteRequest) -> Request:
 
 def path(given: pb.ExplainRouteRequest, param: str) -> str:
     """The path in the message of what pipelines call `param`."""
+    if param == "level":  # it is none of the request's
+        return param
     if given.WhichOneof("request") == "embeddings":
         return f"embeddings.{embed_path(param)}"
     found = chat_path(param)

@@ -91,11 +91,15 @@ class Start(Struct, frozen=True, tag="start", forbid_unknown_fields=True):
 
 class Explain(Struct, frozen=True, tag="explain", forbid_unknown_fields=True):
     """Where would this request go? As in `start`, but answered by one `explanation`, or an `error`. Nobody is asked.
-    Limits count it as the request, but without tokens."""
+    Limits count it as the request, but without tokens.
+
+    `level`: for administrators, the level of the catalog as whose clients would ask, such as `tenants/acme`.
+    """
 
     id: Id
     request: Raw
     operation: Operation = "chat.completions"
+    level: str | None = None
 
 
 class Cancel(Struct, frozen=True, tag="cancel", forbid_unknown_fields=True):
@@ -405,11 +409,16 @@ def encode_explanation(id: str, found: CoreExplanation, context: Context) -> str
 
 
 def encode_error(
-    failure: Failure, id: str | None = None, request_id: str | None = None, facts: Mapping[str, Any] = {}
+    failure: Failure,
+    id: str | None = None,
+    request_id: str | None = None,
+    facts: Mapping[str, Any] = {},
+    beside: Collection[str] = (),
 ) -> str:
-    """The end of the request `id`, with its way (`way.facts`), or, without one, what is wrong with a frame."""
+    """The end of the request `id`, with its way (`way.facts`), or, without one, what is wrong with a frame. `beside`:
+    what the frame has beside its request, and a failure may name."""
     param = failure.param or ""
-    if request_id is not None:  # it is the request's, in the dialect of its body
+    if request_id is not None and param not in beside:  # it is the request's, in the dialect of its body
         param = f"request.{param}" if param else "request" if failure.kind is Kind.INVALID_REQUEST else ""
     problem = Problem(
         code=failure.kind,

@@ -12,6 +12,7 @@ from llmg.core.errors import Failure, not_implemented
 from llmg.doors.graphql import errors
 from llmg.doors.graphql.asking import Info
 from llmg.doors.graphql.inputs import ExplainRouteInput, decode_explain
+from llmg.services.explain import LEVEL
 
 
 @strawberry.enum(description="Whether a target may be asked.")
@@ -87,19 +88,28 @@ class Route:
 
 
 _Input = Annotated[ExplainRouteInput, strawberry.argument(description="The request, as it would be made.")]
+_Level = Annotated[
+    str,
+    strawberry.argument(
+        description="The level of the catalog as whose clients would ask, such as `tenants/acme/teams/search`: for "
+        "administrators. Empty: what the caller may ask for itself. Limits that count this are the "
+        "caller's all the same."
+    ),
+]
 _VERDICTS: Final = {verdict.name.lower(): verdict for verdict in Verdict}
 
 
-async def explain_route(info: Info, input: _Input) -> Route:
+async def explain_route(info: Info, input: _Input, level: _Level = "") -> Route:
     """Which targets would be asked now, in which order, and why; nobody is."""
     with info.context.answering() as context:
         explain = info.context.gateway.explain
         if explain is None:
             raise not_implemented("the explanation of routes")
         try:
-            return _route(await explain.explain(decode_explain(input), context))
+            return _route(await explain.explain(decode_explain(input), context, level))
         except Failure as failure:
-            errors.within(failure, "chat" if input.chat else "embeddings")
+            if failure.param != LEVEL:
+                errors.within(failure, "chat" if input.chat else "embeddings")
             raise
 
 

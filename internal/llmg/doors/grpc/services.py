@@ -308,7 +308,8 @@ class Routing(RoutingServiceServicer):
             if self._inference.explain is None:
                 raise not_implemented("the explanation of routes")
             asked = explanation.decode_request(request)
-            return explanation.encode_explanation(await self._inference.explain.explain(asked, own))
+            found = await self._inference.explain.explain(asked, own, request.level)
+            return explanation.encode_explanation(found)
 
 
 def _in_chat(param: str) -> str:

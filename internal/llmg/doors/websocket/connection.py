@@ -28,7 +28,7 @@ from llmg.doors.http.exchange import header_of
 from llmg.doors.http.handshake import Shown
 from llmg.ports import Provider
 from llmg.services.admission import Admission
-from llmg.services.explain import Explain
+from llmg.services.explain import LEVEL, Explain
 from llmg.services.failures import log_failure
 from llmg.wire import websocket as wire
 from llmg.wire.websocket import Close
@@ -47,13 +47,15 @@ class Options(Struct, frozen=True, kw_only=True):
 
 
 class _Request:
-    """A request under way. `ended`: why its task was cancelled, for the client."""
+    """A request under way. `level`: whose route it asks for; None: it is no such question. `ended`: why its task was
+    cancelled, for the client."""
 
-    __slots__ = ("context", "ended", "id", "task")
+    __slots__ = ("context", "ended", "id", "level", "task")
 
-    def __init__(self, id: str, context: Context) -> None:
+    def __init__(self, id: str, context: Context, level: str | None) -> None:
         self.id = id
         self.context = context
+        self.level = level
         self.ended: Failure | None = None
         self.task: asyncio.Task[None]
 
@@ -209,7 +211,8 @@ class Connection:
             words = f"{self._options.max_requests} requests are under way over this socket, and no more may be"
             raise wire.BadFrame(Failure(Kind.RATE_LIMITED, words), frame.id)
         context = self._context(frame, self._shown)
-        request = self._requests[frame.id] = _Request(frame.id, context)
+        level = (frame.level or "") if isinstance(frame, wire.Explain) else None
+        request = self._requests[frame.id] = _Request(frame.id, context, level)
         request.task = asyncio.get_running_loop().create_task(self._answer(request, frame))
         request.task.add_done_callback(partial(self._ended, request))
         self._tasks.add(request.task)
@@ -236,7 +239,7 @@ class Connection:
     async def _answer(self, request: _Request, frame: wire.Start | wire.Explain) -> None:
         """The whole of a request, in its own task."""
         try:
-            answer = self._events if isinstance(frame, wire.Start) else self._explanation
+            answer = self._events if request.level is None else self._explanation
             last = await answer(request, wire.decode_request(frame))
         except Failure as failure:
             last = self._failed(request, failure)
@@ -259,7 +262,7 @@ class Connection:
         """The only frame of an explanation. Raises Failure."""
         if self._service is None:
             raise not_implemented("the explanation of routes")
-        found = await self._service.explain(asked, request.context)
+        found = await self._service.explain(asked, request.context, request.level or "")
         return wire.encode_explanation(request.id, found, request.context)
 
     def _ended(self, request: _Request, task: asyncio.Task[None]) -> None:
@@ -274,7 +277,8 @@ class Connection:
     def _failed(self, request: _Request, failure: Failure) -> str:
         context = request.context
         log_failure(log, failure, context.request_id)
-        return wire.encode_error(failure, request.id, context.request_id, way.facts(context))
+        beside = () if request.level is None else (LEVEL,)
+        return wire.encode_error(failure, request.id, context.request_id, way.facts(context), beside)
 
     # --- what is said ----------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from llmg.gatewayapi.v1 import chat_pb2 as llmg_dot_gatewayapi_dot_v1_dot_chat__
 from llmg.gatewayapi.v1 import embeddings_pb2 as llmg_dot_gatewayapi_dot_v1_dot_embeddings__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n llmg/gatewayapi/v1/routing.proto\x12\x12llmg.gatewayapi.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1dllmg/gatewayapi/v1/chat.proto\x1a#llmg/gatewayapi/v1/embeddings.proto\"\x9f\x01\n\x13\x45xplainRouteRequest\x12.\n\x04\x63hat\x18\x01 \x01(\x0b\x32\x18.llmg.gatewayapi.v1.ChatH\x00R\x04\x63hat\x12M\n\nembeddings\x18\x02 \x01(\x0b\x32+.llmg.gatewayapi.v1.CreateEmbeddingsRequestH\x00R\nembeddingsB\t\n\x07request\"d\n\x14\x45xplainRouteResponse\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x36\n\x06stages\x18\x02 \x03(\x0b\x32\x1e.llmg.gatewayapi.v1.RouteStageR\x06stages\"u\n\nRouteStage\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n\x06policy\x18\x02 \x01(\tR\x06policy\x12\x39\n\x07targets\x18\x03 \x03(\x0b\x32\x1f.llmg.gatewayapi.v1.RouteTargetR\x07targets\"\xa0\x05\n\x0bRouteTarget\x12\x1a\n\x08provider\x18\x01 \x01(\tR\x08provider\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12\x41\n\x07verdict\x18\x03 \x01(\x0e\x32\'.llmg.gatewayapi.v1.RouteTarget.VerdictR\x07verdict\x12\x19\n\x05place\x18\x04 \x01(\x05H\x00R\x05place\x88\x01\x01\x12\x19\n\x05score\x18\x05 \x01(\x01H\x01R\x05score\x88\x01\x01\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x16\n\x06weight\x18\x07 \x01(\x01R\x06weight\x12\x17\n\x04tier\x18\x08 \x01(\x05H\x02R\x04tier\x88\x01\x01\x12\x34\n\x05price\x18\t \x01(\x0b\x32\x1e.llmg.gatewayapi.v1.TokenPriceR\x05price\x12*\n\x0e\x63ontext_window\x18\n \x01(\x05H\x03R\rcontextWindow\x88\x01\x01\x12\"\n\x0c\x63\x61pabilities\x18\x0b \x03(\tR\x0c\x63\x61pabilities\x12\x16\n\x06region\x18\x0c \x01(\tR\x06region\x12\x43\n\x06labels\x18\r \x03(\x0b\x32+.llmg.gatewayapi.v1.RouteTarget.LabelsEntryR\x06labels\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"O\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x15\n\x11VERDICT_CANDIDATE\x10\x01\x12\x14\n\x10VERDICT_REJECTED\x10\x02\x42\x08\n\x06_placeB\x08\n\x06_scoreB\x07\n\x05_tierB\x11\n\x0f_context_window\":\n\nTokenPrice\x12\x14\n\x05input\x18\x01 \x01(\x01R\x05input\x12\x16\n\x06output\x18\x02 \x01(\x01R\x06output2\x97\x01\n\x0eRoutingService\x12\x84\x01\n\x0c\x45xplainRoute\x12\'.llmg.gatewayapi.v1.ExplainRouteRequest\x1a(.llmg.gatewayapi.v1.ExplainRouteResponse\"!\x82\xd3\xe4\x93\x02\x1b\"\x16/api/v1/routes:explain:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n llmg/gatewayapi/v1/routing.proto\x12\x12llmg.gatewayapi.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1dllmg/gatewayapi/v1/chat.proto\x1a#llmg/gatewayapi/v1/embeddings.proto\"\xb5\x01\n\x13\x45xplainRouteRequest\x12.\n\x04\x63hat\x18\x01 \x01(\x0b\x32\x18.llmg.gatewayapi.v1.ChatH\x00R\x04\x63hat\x12M\n\nembeddings\x18\x02 \x01(\x0b\x32+.llmg.gatewayapi.v1.CreateEmbeddingsRequestH\x00R\nembeddings\x12\x14\n\x05level\x18\x03 \x01(\tR\x05levelB\t\n\x07request\"d\n\x14\x45xplainRouteResponse\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x36\n\x06stages\x18\x02 \x03(\x0b\x32\x1e.llmg.gatewayapi.v1.RouteStageR\x06stages\"u\n\nRouteStage\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n\x06policy\x18\x02 \x01(\tR\x06policy\x12\x39\n\x07targets\x18\x03 \x03(\x0b\x32\x1f.llmg.gatewayapi.v1.RouteTargetR\x07targets\"\xa0\x05\n\x0bRouteTarget\x12\x1a\n\x08provider\x18\x01 \x01(\tR\x08provider\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12\x41\n\x07verdict\x18\x03 \x01(\x0e\x32\'.llmg.gatewayapi.v1.RouteTarget.VerdictR\x07verdict\x12\x19\n\x05place\x18\x04 \x01(\x05H\x00R\x05place\x88\x01\x01\x12\x19\n\x05score\x18\x05 \x01(\x01H\x01R\x05score\x88\x01\x01\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x16\n\x06weight\x18\x07 \x01(\x01R\x06weight\x12\x17\n\x04tier\x18\x08 \x01(\x05H\x02R\x04tier\x88\x01\x01\x12\x34\n\x05price\x18\t \x01(\x0b\x32\x1e.llmg.gatewayapi.v1.TokenPriceR\x05price\x12*\n\x0e\x63ontext_window\x18\n \x01(\x05H\x03R\rcontextWindow\x88\x01\x01\x12\"\n\x0c\x63\x61pabilities\x18\x0b \x03(\tR\x0c\x63\x61pabilities\x12\x16\n\x06region\x18\x0c \x01(\tR\x06region\x12\x43\n\x06labels\x18\r \x03(\x0b\x32+.llmg.gatewayapi.v1.RouteTarget.LabelsEntryR\x06labels\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"O\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x15\n\x11VERDICT_CANDIDATE\x10\x01\x12\x14\n\x10VERDICT_REJECTED\x10\x02\x42\x08\n\x06_placeB\x08\n\x06_scoreB\x07\n\x05_tierB\x11\n\x0f_context_window\":\n\nTokenPrice\x12\x14\n\x05input\x18\x01 \x01(\x01R\x05input\x12\x16\n\x06output\x18\x02 \x01(\x01R\x06output2\x97\x01\n\x0eRoutingService\x12\x84\x01\n\x0c\x45xplainRoute\x12\'.llmg.gatewayapi.v1.ExplainRouteRequest\x1a(.llmg.gatewayapi.v1.ExplainRouteResponse\"!\x82\xd3\xe4\x93\x02\x1b\"\x16/api/v1/routes:explain:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,19 +39,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTINGSERVICE'].methods_by_name['ExplainRoute']._loaded_options = None
   _globals['_ROUTINGSERVICE'].methods_by_name['ExplainRoute']._serialized_options = b'\202\323\344\223\002\033\"\026/api/v1/routes:explain:\001*'
   _globals['_EXPLAINROUTEREQUEST']._serialized_start=155
-  _globals['_EXPLAINROUTEREQUEST']._serialized_end=314
-  _globals['_EXPLAINROUTERESPONSE']._serialized_start=316
-  _globals['_EXPLAINROUTERESPONSE']._serialized_end=416
-  _globals['_ROUTESTAGE']._serialized_start=418
-  _globals['_ROUTESTAGE']._serialized_end=535
-  _globals['_ROUTETARGET']._serialized_start=538
-  _globals['_ROUTETARGET']._serialized_end=1210
-  _globals['_ROUTETARGET_LABELSENTRY']._serialized_start=1024
-  _globals['_ROUTETARGET_LABELSENTRY']._serialized_end=1081
-  _globals['_ROUTETARGET_VERDICT']._serialized_start=1083
-  _globals['_ROUTETARGET_VERDICT']._serialized_end=1162
-  _globals['_TOKENPRICE']._serialized_start=1212
-  _globals['_TOKENPRICE']._serialized_end=1270
-  _globals['_ROUTINGSERVICE']._serialized_start=1273
-  _globals['_ROUTINGSERVICE']._serialized_end=1424
+  _globals['_EXPLAINROUTEREQUEST']._serialized_end=336
+  _globals['_EXPLAINROUTERESPONSE']._serialized_start=338
+  _globals['_EXPLAINROUTERESPONSE']._serialized_end=438
+  _globals['_ROUTESTAGE']._serialized_start=440
+  _globals['_ROUTESTAGE']._serialized_end=557
+  _globals['_ROUTETARGET']._serialized_start=560
+  _globals['_ROUTETARGET']._serialized_end=1232
+  _globals['_ROUTETARGET_LABELSENTRY']._serialized_start=1046
+  _globals['_ROUTETARGET_LABELSENTRY']._serialized_end=1103
+  _globals['_ROUTETARGET_VERDICT']._serialized_start=1105
+  _globals['_ROUTETARGET_VERDICT']._serialized_end=1184
+  _globals['_TOKENPRICE']._serialized_start=1234
+  _globals['_TOKENPRICE']._serialized_end=1292
+  _globals['_ROUTINGSERVICE']._serialized_start=1295
+  _globals['_ROUTINGSERVICE']._serialized_end=1446
 # @@protoc_insertion_point(module_scope)

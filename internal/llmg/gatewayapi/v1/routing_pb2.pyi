@@ -11,12 +11,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ExplainRouteRequest(_message.Message):
-    __slots__ = ("chat", "embeddings")
+    __slots__ = ("chat", "embeddings", "level")
     CHAT_FIELD_NUMBER: _ClassVar[int]
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
     chat: _chat_pb2.Chat
     embeddings: _embeddings_pb2.CreateEmbeddingsRequest
-    def __init__(self, chat: _Optional[_Union[_chat_pb2.Chat, _Mapping]] = ..., embeddings: _Optional[_Union[_embeddings_pb2.CreateEmbeddingsRequest, _Mapping]] = ...) -> None: ...
+    level: str
+    def __init__(self, chat: _Optional[_Union[_chat_pb2.Chat, _Mapping]] = ..., embeddings: _Optional[_Union[_embeddings_pb2.CreateEmbeddingsRequest, _Mapping]] = ..., level: _Optional[str] = ...) -> None: ...
 
 class ExplainRouteResponse(_message.Message):
     __slots__ = ("model", "stages")

@@ -1154,6 +1154,12 @@ class ExplainRouteRequest(betterproto2.Message):
     Texts to turn into vectors.
     """
 
+    level: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    The level of the catalog as whose clients would ask, such as `tenants/acme/teams/search`: for administrators. Empty:
+    what the caller may ask for itself. Limits that count this are the caller's all the same.
+    """
+
 
 default_message_pool.register_message("llmg.gatewayapi.v1", "ExplainRouteRequest", ExplainRouteRequest)
 
