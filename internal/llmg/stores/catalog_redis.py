@@ -2,7 +2,8 @@
 
 One hash holds the version and the tenants, one stream the log of changes, one channel tells of them. A change is one
 script: all of it happens, or nothing. What was refused is in a stream of its own: anybody may be refused as often as he
-likes, and only so many entries are kept. Names have a hash tag, so that a cluster keeps them together.
+likes, and only so many entries are kept. Both take the ids of their entries from a third stream, so that what happened
+first has the lower one, whichever it is in. Names have a hash tag, so that a cluster keeps them together.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -23,14 +25,22 @@ from llmg.ports import AuditEntry, Conflict, Document
 
 log = structlog.get_logger("llmg.catalog")
 
-# KEYS: the catalog, the log. ARGV: the version before and after, tenants, entry, how many entries, the channel.
+# KEYS: the log, the stream that ids are from. ARGV: entry, how many entries.
+_APPEND: Final = """
+local id = redis.call('XADD', KEYS[2], 'MAXLEN', 1, '*', 'id', '')
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], id, 'entry', ARGV[1])
+"""
+
+# KEYS: the catalog, the log, the stream that ids are from. ARGV: the version before and after, tenants, entry, how many
+# entries, the channel.
 # Asked for the same change again, as by a client whose connection broke, it says that it was made.
 _SAVE: Final = """
 local held = redis.call('HMGET', KEYS[1], 'version', 'entry')
 if held[1] == ARGV[2] and held[2] == ARGV[4] then return 1 end
 if (held[1] or '0') ~= ARGV[1] then return 0 end
+local id = redis.call('XADD', KEYS[3], 'MAXLEN', 1, '*', 'id', '')
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[5], id, 'entry', ARGV[4])
 redis.call('HSET', KEYS[1], 'version', ARGV[2], 'tenants', ARGV[3], 'entry', ARGV[4])
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[5], '*', 'entry', ARGV[4])
 redis.call('PUBLISH', ARGV[6], ARGV[2])
 return 1
 """
@@ -38,7 +48,7 @@ return 1
 _decode_tenants: Final = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_entry: Final = msgspec.json.Decoder(AuditEntry).decode
 _encode: Final = msgspec.json.Encoder().encode
-_TOKEN: Final = re.compile(r"([01])_(\d{1,19}-\d{1,19})\Z", re.ASCII)
+_TOKEN: Final = re.compile(r"\d{1,19}-\d{1,19}\Z", re.ASCII)
 _WAIT: Final = (0.05, 1.0)  # seconds before a connection is tried again: the first time, and at most
 
 
@@ -54,8 +64,10 @@ class RedisCatalog:
         self._key = f"{{{prefix}:catalog}}"
         self._log = f"{self._key}:audit"
         self._refused = f"{self._log}:refused"
+        self._ids = f"{self._log}:ids"
         self._channel = f"{self._key}:changes"
-        self._script = redis.register_script(_SAVE)
+        self._save = redis.register_script(_SAVE)
+        self._append = redis.register_script(_APPEND)
         self._known = 0  # the latest version seen
 
     async def load(self) -> Document:
@@ -70,8 +82,8 @@ class RedisCatalog:
     async def save(self, document: Document, entry: AuditEntry, /) -> None:
         """See CatalogStore."""
         with _translated():
-            saved = await self._script(
-                keys=[self._key, self._log],
+            saved = await self._save(
+                keys=[self._key, self._log, self._ids],
                 args=[
                     document.version - 1,
                     document.version,
@@ -114,27 +126,27 @@ class RedisCatalog:
     async def append(self, entry: AuditEntry, /) -> None:
         """See CatalogStore."""
         with _translated():
-            await self._redis.xadd(self._refused, {"entry": _encode(entry)}, maxlen=self._kept, approximate=True)
+            await self._append(keys=[self._refused, self._ids], args=[_encode(entry), self._kept])
 
     async def entries(self, size: int, token: str, /) -> tuple[Sequence[AuditEntry], str]:
-        """See CatalogStore. The token is the last entry's id, and in which of the streams it is."""
-        ends = _ends(token)
+        """See CatalogStore. The token is the last entry's id."""
+        end = _end(token)
         with _translated():
             try:
                 async with self._redis.pipeline(transaction=False) as pipeline:
-                    for stream, end in zip((self._log, self._refused), ends, strict=True):
+                    for stream in (self._log, self._refused):
                         pipeline.xrevrange(stream, end, "-", size + 1)
                     streams: Any = await pipeline.execute()
             except ResponseError:
                 raise _bad_token() from None
-        found = [(_id(id), which, fields) for which, stream in enumerate(streams) for id, fields in stream]
-        found.sort(key=lambda one: one[:2], reverse=True)
+        found = [(_id(id), fields) for stream in streams for id, fields in stream]
+        found.sort(key=itemgetter(0), reverse=True)
         page = found[:size]
-        entries = [_decode_entry(fields.get(b"entry") or fields["entry"]) for _, _, fields in page]
+        entries = [_decode_entry(fields.get(b"entry") or fields["entry"]) for _, fields in page]
         if len(found) == len(page):
             return entries, ""
-        (milliseconds, number), which, _ = page[-1]
-        return entries, f"{which}_{milliseconds}-{number}"
+        milliseconds, number = page[-1][0]
+        return entries, f"{milliseconds}-{number}"
 
     def _check(self, version: int) -> None:
         if version == 0 and self._known:
@@ -161,15 +173,13 @@ def _id(id: Any) -> tuple[int, int]:
     return int(milliseconds), int(number)
 
 
-def _ends(token: str) -> tuple[str, str]:
-    """Where to go on in either stream. Of entries with the same id, that of the second stream comes first."""
+def _end(token: str) -> str:
+    """Where to go on."""
     if not token:
-        return "+", "+"
-    found = _TOKEN.match(token)
-    if found is None:
+        return "+"
+    if not _TOKEN.match(token):
         raise _bad_token()
-    id = found[2]
-    return (f"({id}", f"({id}") if found[1] == "0" else (id, f"({id}")
+    return f"({token}"
 
 
 def _bad_token() -> Failure:
