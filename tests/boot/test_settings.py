@@ -150,6 +150,23 @@ def test_null_takes_back_what_was_said_below(cwd: Path) -> None:
     assert settings.models == {}
 
 
+def test_null_says_nothing_where_nothing_was_said_below(cwd: Path) -> None:
+    text = """
+        http: {backlog: null}
+        providers: {a: {kind: openai, base_url: http://a/v1, headers: null, timeouts: {total: null, idle: 7}}}
+        models: {m: {policy: null, retries: {max: null}, targets: [{provider: a, model: m}]}}
+    """
+    settings = read(cwd, text)
+    provider = settings.providers["a"]
+    assert isinstance(provider, OpenAIProvider)
+    assert (provider.headers, provider.timeouts) == ({}, Timeouts(idle=7))
+    assert (settings.http.backlog, settings.models["m"].policy.kind, settings.models["m"].retries.max) == (
+        2048,
+        "weighted",
+        1,
+    )
+
+
 def test_files_are_named_lowest_first(cwd: Path) -> None:
     assert files(env={}, cwd=cwd) == []
     write(cwd, "", "config/config.local.yaml")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from random import Random as Dice
 from shutil import which
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -223,6 +223,8 @@ class Unusable(Failure):
 def check(settings: Settings) -> None:
     """Raises Unusable when a declared local model has no file, or one that our engine can't read, or its engine's
     command is not there."""
+    if not any(map(_runs_here, settings.providers.values())):
+        return
     checked: set[tuple[str, str]] = set()
     for keys, model in _declared(settings):
         for asked in dict.fromkeys((target.provider, target.model) for target in model.targets):
@@ -247,13 +249,17 @@ def _declared(settings: Settings) -> Iterator[tuple[Keys, FlatModel]]:
 
 def _check_local(provider: str, model: str, settings: Settings) -> None:
     config = settings.providers[provider]
-    if not isinstance(config, BackendProvider) or config.engine is None:
+    if not _runs_here(config):
         return
     spec = make_spec(config, model, settings)
     if spec.external:
         _check_command(spec)
     elif spec.engine == "xllamacpp":
         _check_file(spec)
+
+
+def _runs_here(config: Config) -> TypeGuard[BackendProvider]:
+    return isinstance(config, BackendProvider) and config.engine is not None
 
 
 def _check_command(spec: Spec) -> None:

@@ -127,10 +127,11 @@ class Upstream(Section):
             name: getattr(self, name) for name in ("api_key", "token") if name in self.model_fields_set
         }
         said |= {name: value for name in ("base_url", "address") if (value := getattr(self, name)) is not None}
-        if self.moves(provider):
+        moves = self.moves(provider)
+        if moves:
             said = dict.fromkeys(set(_KNOWN_BY) & set(type(provider).model_fields)) | said
-        if isinstance(provider, OpenAIProvider) and (self.headers or self.moves(provider)):
-            said["headers"] = self.headers if self.moves(provider) else _with_headers(provider.headers, self.headers)
+        if isinstance(provider, OpenAIProvider) and (self.headers or moves):
+            said["headers"] = self.headers if moves else _with_headers(provider.headers, self.headers)
         return provider.model_copy(update=said)
 
     def moves(self, provider: Provider) -> bool:

@@ -186,10 +186,10 @@ class _Level:
 
     def _without(self, name: str, model: Model) -> FlatModel:
         """The model without references."""
-        values = dict(model)
+        values = dict(vars(model))
         found = [entry for index, _ in enumerate(model.targets) for entry in self._targets(name, model, index)]
-        tiers = sorted({tier for tier, _ in found})
         if any(isinstance(target, GroupTarget) for target in model.targets):
+            tiers = sorted({tier for tier, _ in found})
             places = {tier: place for place, tier in enumerate(tiers)}
             found = [(tier, _updated(target, priority=places[tier])) for tier, target in found]
             if isinstance(model.policy, PriorityPolicy) and len(tiers) > len(model.tiers):
@@ -254,19 +254,21 @@ def _facts(target: Target, model: Model) -> dict[str, Any]:
 
 
 def _over(nearer: TimeoutOverrides, farther: TimeoutOverrides) -> TimeoutOverrides:
-    said = nearer.model_dump(exclude_none=True) if nearer.model_fields_set else {}
-    return farther.model_copy(update=said) if said else farther
+    if not nearer.model_fields_set or not farther.model_fields_set:
+        return farther if farther.model_fields_set else nearer
+    return farther.model_copy(update=nearer.model_dump(exclude_none=True))
 
 
 def _before(nearer: ResilienceOverrides, farther: ResilienceOverrides) -> ResilienceOverrides:
     if not nearer.model_fields_set or not farther.model_fields_set:
-        return nearer if nearer.model_fields_set else farther
+        return farther if farther.model_fields_set else nearer
     return nearer.before(farther)
 
 
 def _updated(target: Target, **values: Any) -> Target:
     """A copy with those values that differ: what was not set stays so."""
-    changed = {name: value for name, value in values.items() if value != getattr(target, name)}
+    held = ((name, value, getattr(target, name)) for name, value in values.items())
+    changed = {name: value for name, value, before in held if value is not before and value != before}
     return target.model_copy(update=changed) if changed else target
 
 

@@ -58,13 +58,19 @@ def _overlay(low: dict[str, Any], high: dict[str, Any], at: Keys, replaced: set[
     merged = dict(low)
     for key, value in high.items():
         below = merged.pop(key, None)
-        if isinstance(value, dict):
-            merged[key] = _overlay(below if isinstance(below, dict) else {}, value, (*at, key), replaced)
-        elif value is not None:
-            merged[key] = value
-        if not (isinstance(value, dict) and isinstance(below, dict)):
-            replaced.add((*at, key))
+        if isinstance(value, dict) and isinstance(below, dict):
+            merged[key] = _overlay(below, value, (*at, key), replaced)
+            continue
+        replaced.add((*at, key))
+        if value is not None:
+            merged[key] = _alone(value) if isinstance(value, dict) else value
     return merged
+
+
+def _alone(values: dict[str, Any]) -> dict[str, Any]:
+    """What is said over nothing: there is nothing that `null` could take back."""
+    said = ((key, value) for key, value in values.items() if value is not None)
+    return {key: _alone(value) if isinstance(value, dict) else value for key, value in said}
 
 
 @dataclass(slots=True)
@@ -85,12 +91,18 @@ def expand(layer: Layer, env: Mapping[str, str]) -> Expansion:
 
 def _fill(value: Any, at: Keys, layer: Layer, env: Mapping[str, str], out: Expansion) -> Any:
     if isinstance(value, dict):
-        return {key: _fill(item, (*at, key), layer, env, out) for key, item in value.items()}
+        return {
+            key: _fill(item, (*at, key), layer, env, out) if _may_refer(item) else item for key, item in value.items()
+        }
     if isinstance(value, list):
-        return [_fill(item, (*at, index), layer, env, out) for index, item in enumerate(value)]
-    if not isinstance(value, str) or "${" not in value or layer.origin(at).variable:
-        return value
-    return _fill_text(value, at, layer, env, out)
+        return [
+            _fill(item, (*at, index), layer, env, out) if _may_refer(item) else item for index, item in enumerate(value)
+        ]
+    return value if layer.origin(at).variable else _fill_text(value, at, layer, env, out)
+
+
+def _may_refer(value: Any) -> bool:
+    return "${" in value if isinstance(value, str) else isinstance(value, dict | list)
 
 
 def _fill_text(text: str, at: Keys, layer: Layer, env: Mapping[str, str], out: Expansion) -> str:

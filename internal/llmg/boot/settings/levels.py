@@ -4,6 +4,7 @@ Looks at sections that are right by themselves.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Final
 
 from llmg.boot.settings.catalog import Endpoint, Level, Upstream, walk
@@ -32,8 +33,9 @@ def mistakes(settings: Settings) -> list[Mistake]:
     for at, section in walk(settings.tenants):
         providers = known[at[:-2]]
         found += _unfit_upstreams(at, section, providers)
-        said = {name: own.over(providers[name]) for name, own in section.upstreams.items() if name in providers}
-        known[at] = {**providers, **said} if said else providers
+        if section.holds:  # others go by them
+            said = {name: own.over(providers[name]) for name, own in section.upstreams.items() if name in providers}
+            known[at] = {**providers, **said} if said else providers
     return [*found, *_shared(settings), *_counted_apart(settings)]
 
 
@@ -133,7 +135,7 @@ def check_together(settings: Settings) -> None:
 
 
 def _counted_apart(settings: Settings) -> Iterator[Mistake]:
-    limits = [settings.limits, *(section.limits for _, section in walk(settings.tenants))]
+    limits = chain([settings.limits], (section.limits for _, section in walk(settings.tenants)))
     try:
         check_limits(limits, settings.server.workers, settings.redis)
     except Expected as error:
