@@ -56,7 +56,7 @@ class Sticky(Counting):
 
     def _words(self, index: int, key: str | None, room: float) -> str:
         if key is None:
-            return f"no key: {self._load(index)}"
+            return f"nothing to go by: {self._load(index)}"
         return f"next on the ring, {self._busy[index]} in flight of at most {self._limit(self._weights[index], room)}"
 
     def _pick(self, candidates: Sequence[int], key: str | None) -> int:
