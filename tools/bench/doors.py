@@ -11,14 +11,13 @@ import socket
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateways import BASELINE, GATEWAYS, OURS, Gateway, Json
-from measure import SETTLE, UNARY, Bench, Failed, Running, running, wait_until_right
+from measure import SETTLE, UNARY, Bench, Failed, Running, pause, running, wait_until_right
 from measure import put_under as put_under_http
 from prepare import HERE
 from processes import Server, cpu_seconds, free_port
@@ -158,7 +157,7 @@ def wait_until_listening(gateway: Gateway, server: Server, port: int, seconds: f
 def put_under(door: Door, load: str, server: Server, port: int, seconds: float) -> Figure:
     """Runs the load and weighs the server meanwhile; raises Failed when nothing was answered."""
     arguments = [door.name, load, str(port), str(STREAMS[load]), str(seconds)]
-    time.sleep(SETTLE)
+    pause(server, SETTLE)
     before = cpu_seconds(server.pid)
     try:
         done = subprocess.run(

@@ -121,11 +121,15 @@ def wait_until_right(look: Callable[[], str], server: Server, seconds: float) ->
     """
     deadline = time.monotonic() + seconds
     while amiss := look():
-        if server.ended:
-            raise Failed(f"it ended with code {server.process.returncode}; its last lines:\n{server.last_words()}")
         if time.monotonic() > deadline:
             raise Failed(f"no good answer in {seconds:g} s ({amiss}); its last lines:\n{server.last_words()}")
-        time.sleep(0.01)
+        pause(server, 0.01)
+
+
+def pause(server: Server, seconds: float) -> None:
+    """Lets it work for so long; raises Failed if it ends."""
+    if server.ends_within(seconds):
+        raise Failed(f"it ended with code {server.process.returncode}; its last lines:\n{server.last_words()}")
 
 
 # How to wait until a gateway is ready: gateway, server, port, seconds; it raises Failed when that is too long.
@@ -221,7 +225,7 @@ def put_under(load: Load, target: Running, bench: Bench, seconds: float) -> Resu
     body = body_file(target.gateway, load.body, bench.folder)
     arguments = [str(target.port), target.gateway.path, str(load.connections), str(seconds), str(body)]
     command = [str(bench.loadgen), *arguments, *target.gateway.headers]
-    time.sleep(SETTLE)
+    pause(target.server, SETTLE)
     before = cpu_seconds(target.server.pid)
     try:
         printed = subprocess.run(

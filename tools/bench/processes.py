@@ -65,9 +65,13 @@ class Server:
     def pid(self) -> int:
         return self.process.pid
 
-    @property
-    def ended(self) -> bool:
-        return self.process.poll() is not None
+    def ends_within(self, seconds: float) -> bool:
+        """Waits so long for its end. Has it come?"""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def last_words(self, lines: int = 8) -> str:
         """The end of its output, indented; says so when there is none."""
